@@ -1,0 +1,35 @@
+# Everything is installed into .venv, from versions pinned in requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# ONNX Runtime comes in two builds that overwrite each other's files: CUDA's where a driver answers, else the CPU's.
+RUNTIME := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.PHONY: install demo test lint lock clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
+		--editable ".[$(RUNTIME),train,pretrained,bench,dev]"
+	touch $@
+
+demo: install
+	PYTHON=$(BIN)/python ./demo.sh
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:
+	$(PYTHON) -m pip install --quiet uv
+	$(PYTHON) -m uv pip compile pyproject.toml --universal --no-header --no-annotate --no-emit-index-url \
+		--extra gpu --extra cpu --extra train --extra pretrained --extra bench --extra dev --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) runs models data
