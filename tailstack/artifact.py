@@ -1,0 +1,88 @@
+"""What `ensemble.onnx` says about itself: its inputs and outputs, and the metadata under the prefix `tailstack.`."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tailstack.errors import UserError
+
+INPUT = "images"
+"""uint8 `[batch, height, width, 3]`, RGB."""
+PROBABILITIES = "probabilities"
+"""float32 `[batch, classes]`."""
+LEARNER_PROBABILITIES = "learner_probabilities"
+"""float32 `[batch, learners, classes]`."""
+
+FORMAT = 1
+_PREFIX = "tailstack."
+
+
+class LearnerCard(BaseModel):
+    """One learner inside the graph."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    architecture: str
+    resolution: int
+    parameters: int
+    weight: float
+    top1: float
+    """On the test split."""
+
+
+class Artifact(BaseModel):
+    """The metadata of one file, complete enough to serve it and to say where it came from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    """Version of this metadata; a reader refuses a newer one."""
+    name: str
+    technique: str
+    classes: list[str]
+    class_counts: list[int]
+    image_size: tuple[int, int]
+    """Height and width, in pixels, of the input."""
+    preprocessing: str
+    """What the client side of the graph must do, and what the graph does itself, in words."""
+    learners: list[LearnerCard]
+    temperature: float
+    accuracy: dict[str, Any]
+    """`tailstack.metrics.Accuracy` on the test split, as `fit` measured it."""
+    parity: dict[str, float]
+    """Largest difference from torch by batch size, measured at export."""
+    provenance: dict[str, Any]
+    """Settings, versions, time of export, digests of the data and of the weights."""
+
+    def to_properties(self) -> dict[str, str]:
+        """Return ONNX metadata properties: one per field, prefixed, each JSON."""
+        return {_PREFIX + key: json.dumps(value) for key, value in self.model_dump(mode="json").items()}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], source: object) -> "Artifact":
+        """Read the metadata of an ONNX file.
+
+        Args:
+            properties: the file's metadata properties.
+            source: the file's path, for the error's text.
+
+        Raises:
+            UserError: the file wasn't written by Tailstack, or by a version with a newer format.
+        """
+        own = {key.removeprefix(_PREFIX): value for key, value in properties.items() if key.startswith(_PREFIX)}
+        if not own:
+            raise UserError(
+                f"{source} is not a Tailstack model: it has no {_PREFIX}* metadata; make one with python -m export"
+            )
+        try:
+            values = {key: json.loads(value) for key, value in own.items()}
+            if int(values["format"]) > FORMAT:
+                raise UserError(
+                    f"{source} has format {values['format']}, newer than the {FORMAT} read here: update Tailstack"
+                )
+            return cls.model_validate(values)
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise UserError(f"{source} has damaged {_PREFIX}* metadata: {error}") from error

@@ -1,0 +1,31 @@
+"""Errors that a user can mend, and how a command reports them."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: shown as one clear message, without a traceback."""
+
+
+MAX_LISTED = 20
+
+
+def listing(problems: Sequence[str]) -> str:
+    """Join `problems` into an indented list, one a line, that stays readable however many there are."""
+    shown = [f"  {problem}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        shown.append(f"  … and {len(problems) - MAX_LISTED} more")
+    return "\n".join(shown)
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command line, and end the process with 1 on a `UserError` and 130 on Ctrl-C, each with one message."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped. Run the same command again to go on where it stopped.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,139 @@
+"""Bytes to pixels: the one image decoder of training, export, serving and benchmarks.
+
+What an image is, is decided by its content, never by its name. Its size is checked before any pixel is decoded.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tailstack.errors import UserError
+
+Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 100_000_000
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+# The limit is checked in `_open`, with an error that says what the limit is.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class ImageError(UserError):
+    """Bytes that can't be turned into pixels."""
+
+
+class UnsupportedImageError(ImageError):
+    """The bytes are not of a kind of image that is read here."""
+
+
+class ImageTooLargeError(ImageError):
+    """The image has more pixels than allowed."""
+
+
+class BrokenImageError(ImageError):
+    """The image says what it is, but its content is damaged or cut short."""
+
+
+def decode(data: bytes, size: Size | None = None, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an encoded image.
+
+    The EXIF orientation is applied, an animation gives its first frame, transparency is laid over white, and 16-bit
+    samples keep their upper 8 bits.
+
+    Args:
+        data: the encoded image: JPEG, PNG, WebP, GIF, BMP or TIFF.
+        size: height and width to return. The image is scaled to cover it and cropped to its centre. None keeps the
+            image's own size.
+        max_pixels: the largest height times width that is decoded.
+
+    Returns:
+        uint8 `[height, width, 3]`, RGB.
+
+    Raises:
+        UnsupportedImageError, ImageTooLargeError, BrokenImageError
+    """
+    image = _open(data, max_pixels)
+    if size is not None:
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still covers the size asked for.
+        image.draft(image.mode, _as_stored(image, size)[::-1])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            if _orientation(image) != 1:
+                image = ImageOps.exif_transpose(image)
+        image = _to_rgb(image)
+        if size is not None and size != (image.height, image.width):
+            image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageTooLargeError("the image does not fit into memory") from error
+    # Pillow's decoders raise nearly anything on damaged input (OSError, SyntaxError, ValueError, struct.error, …).
+    except Exception as error:
+        raise BrokenImageError(f"the image is damaged or cut short ({error})") from error
+    return np.asarray(image)
+
+
+def peek_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
+    """Return the height and width that `decode` would give, from the image's header alone.
+
+    Raises:
+        UnsupportedImageError, ImageTooLargeError, BrokenImageError
+    """
+    image = _open(data, max_pixels)
+    return _as_stored(image, (image.height, image.width))
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    if not data:
+        raise BrokenImageError("the image is empty: 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnsupportedImageError(f"not an image that is read here (these are: {', '.join(FORMATS)})") from error
+    except Exception as error:
+        raise BrokenImageError(f"the image's header is damaged ({error})") from error
+    if image.width * image.height > max_pixels:
+        raise ImageTooLargeError(f"the image has {image.width}x{image.height} pixels; at most {max_pixels} are read")
+    if image.width == 0 or image.height == 0:
+        raise BrokenImageError("the image has no pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    # A damaged EXIF block is no reason to refuse the pixels.
+    except Exception:
+        return 1
+
+
+def _as_stored(image: Image.Image, size: Size) -> Size:
+    """Swap height and width where the EXIF orientation turns the stored image on its side."""
+    # Pillow turns a TIFF itself, and tells the size that it will have.
+    sideways = image.format != "TIFF" and _orientation(image) in _SIDEWAYS
+    return size[::-1] if sideways else size
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise UnsupportedImageError("images with floating-point samples are not read here")
+    if image.mode.startswith("I"):
+        samples = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")

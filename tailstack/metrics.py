@@ -1,0 +1,125 @@
+"""One definition of each figure that training, export and benchmarks report.
+
+Every function takes float probabilities `[images, classes]` and int64 labels `[images]`. A figure that the data can't
+give (a group of classes that is empty) is None, never 0.
+"""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+Probabilities = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.int64]
+
+MANY_OVER = 100
+FEW_UNDER = 20
+CALIBRATION_BINS = 15
+
+
+class ClassFigures(TypedDict):
+    """Figures of one class; `accuracy` is its recall."""
+
+    label: str
+    train_images: int
+    test_images: int
+    accuracy: float | None
+    precision: float | None
+
+
+class Accuracy(TypedDict):
+    """The accuracy part of a report; all but `nll` lie between 0 and 1."""
+
+    top1: float
+    top5: float
+    balanced: float
+    macro_f1: float
+    many: float | None
+    medium: float | None
+    few: float | None
+    ece: float
+    nll: float
+    per_class: list[ClassFigures]
+
+
+def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], class_counts: Labels) -> Accuracy:
+    """Compute every accuracy figure of a report.
+
+    Args:
+        probabilities: `[images, classes]`, each row a distribution.
+        labels: true labels, `[images]`.
+        classes: class names in label order.
+        class_counts: training images of each class, `[classes]`, which sort classes into many, medium and few.
+    """
+    matrix = confusion(probabilities, labels)
+    recall, precision, f1 = _class_rates(matrix)
+    present = matrix.sum(axis=1) > 0
+    counts = np.asarray(class_counts)
+    return Accuracy(
+        top1=top_k(probabilities, labels, 1),
+        top5=top_k(probabilities, labels, 5),
+        balanced=float(recall[present].mean()),
+        macro_f1=float(f1[present | (matrix.sum(axis=0) > 0)].mean()),
+        many=_group(recall, present & (counts > MANY_OVER)),
+        medium=_group(recall, present & (counts <= MANY_OVER) & (counts >= FEW_UNDER)),
+        few=_group(recall, present & (counts < FEW_UNDER)),
+        ece=expected_calibration_error(probabilities, labels),
+        nll=negative_log_likelihood(probabilities, labels),
+        per_class=[
+            ClassFigures(
+                label=name,
+                train_images=int(counts[i]),
+                test_images=int(matrix[i].sum()),
+                accuracy=float(recall[i]) if present[i] else None,
+                precision=float(precision[i]) if matrix[:, i].any() else None,
+            )
+            for i, name in enumerate(classes)
+        ],
+    )
+
+
+def confusion(probabilities: Probabilities, labels: Labels) -> Labels:
+    """Return int64 `[classes, classes]`: images by true class (row) and most probable class (column)."""
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def top_k(probabilities: Probabilities, labels: Labels, k: int) -> float:
+    """Return the share of images whose true class is among the `k` most probable (all classes, if fewer)."""
+    if k == 1:
+        return float((probabilities.argmax(axis=1) == labels).mean())
+    if k >= probabilities.shape[1]:
+        return 1.0
+    best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
+    return float((best == labels[:, None]).any(axis=1).mean())
+
+
+def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
+    """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017; l1 norm)."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    # Bins are open on the left, [0, 1/bins] apart.
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:
+    """Return the mean of -log(probability of the true class), in nats."""
+    true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
+
+
+def _class_rates(matrix: Labels) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return recall, precision and F1 of each class, each float64 `[classes]` and 0 where undefined."""
+    hits = np.diag(matrix).astype(np.float64)
+    true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
+    recall = hits / np.maximum(true, 1)
+    precision = hits / np.maximum(predicted, 1)
+    f1 = 2 * hits / np.maximum(true + predicted, 1)
+    return recall, precision, f1
+
+
+def _group(recall: npt.NDArray[np.float64], members: npt.NDArray[np.bool_]) -> float | None:
+    return float(recall[members].mean()) if members.any() else None

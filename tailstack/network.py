@@ -1,0 +1,115 @@
+"""The torch modules: one learner, and the ensemble that averages them. Not imported by anything that serves."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tailstack.errors import UserError
+from tailstack.run import WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
+
+
+class Learner(nn.Module):
+    """A backbone with its preprocessing: pixels in, logits out.
+
+    Raises:
+        UserError: timm has no such architecture; the message names the nearest.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, architecture: str, num_classes: int, resolution: int) -> None:
+        super().__init__()
+        config = architecture_config(architecture)
+        self.resolution = resolution
+        self.backbone: Any = build_backbone(architecture, num_classes, resolution)
+        for name in ("mean", "std"):
+            values = torch.tensor(config[name]).view(1, 3, 1, 1) * 255
+            self.register_buffer(f"pixel_{name}", values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 `[batch, height, width, 3]` RGB to float logits `[batch, classes]`."""
+        # The permuted view of a contiguous NHWC batch already is in channels_last order.
+        pixels = images.permute(0, 3, 1, 2).float()
+        if pixels.shape[-2:] != (self.resolution, self.resolution):
+            size = (self.resolution, self.resolution)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        logits: Tensor = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+        return logits.float()
+
+
+class Ensemble(nn.Module):
+    """Learners whose softmax outputs are averaged."""
+
+    weights: Tensor
+
+    def __init__(self, learners: list[Learner], weights: list[float], temperature: float) -> None:
+        super().__init__()
+        self.learners = nn.ModuleList(learners)
+        self.temperature = temperature
+        self.register_buffer("weights", torch.tensor(weights).view(1, -1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map uint8 `[batch, height, width, 3]` RGB to probabilities.
+
+        Returns:
+            float32 `[batch, classes]`, the weighted mean, and float32 `[batch, learners, classes]`, each learner's own.
+        """
+        votes = torch.stack([learner(images) for learner in self.learners], dim=1)
+        votes = torch.softmax(votes / self.temperature, dim=2)
+        return (votes * self.weights).sum(dim=1), votes
+
+
+def architecture_config(architecture: str) -> dict[str, Any]:
+    """Return timm's configuration of an architecture (mean, std, input size, …).
+
+    Raises:
+        UserError: timm has no such architecture; the message names the nearest.
+    """
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise UserError(f"there is no architecture {architecture!r} in timm {timm.__version__}{hint}")
+    config = timm.get_pretrained_cfg(architecture)
+    return config.to_dict() if config is not None else {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def build_backbone(architecture: str, num_classes: int, resolution: int, *, pretrained: bool = False) -> nn.Module:
+    """Build timm's network; `pretrained` takes its weights, all but the classifier's, from timm's hub."""
+    # Transformers are built for one resolution; convolutional networks take any.
+    fixed = architecture_config(architecture).get("fixed_input_size")
+    size: dict[str, Any] = {"img_size": resolution} if fixed else {}
+    return timm.create_model(architecture, num_classes=num_classes, pretrained=pretrained, **size)
+
+
+def load_learner(run: Path, record: LearnerRecord, num_classes: int) -> Learner:
+    """Build a trained learner of `run`, in evaluation mode.
+
+    Raises:
+        UserError: its weights are missing or don't fit.
+    """
+    learner = Learner(record.architecture, num_classes, record.resolution)
+    path = learner_folder(run, record.name) / WEIGHTS_FILE
+    try:
+        learner.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path} doesn't hold the weights of {record.architecture}: {error}") from error
+    return learner.eval()
+
+
+def load_ensemble(run: Path, record: RunRecord) -> Ensemble:
+    """Build the trained ensemble of `run`, in evaluation mode and channels_last order.
+
+    Raises:
+        UserError: a learner's weights are missing or don't fit.
+    """
+    learners = [load_learner(run, learner, len(record.classes)) for learner in record.learners]
+    ensemble = Ensemble(learners, record.weights, record.temperature)
+    return ensemble.to(memory_format=torch.channels_last).eval()

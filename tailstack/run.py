@@ -1,0 +1,97 @@
+"""The run: the folder that `training` writes and that `export` reads.
+
+config.yaml                       every setting; repeats the run
+split.json                        which images of train.json are trained on, and which validate
+learners/<k>-<architecture>/      weights.safetensors, checkpoint, metrics.csv, TensorBoard events
+ensemble.json                     written last: its presence means that the run is finished
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
+
+ENSEMBLE_FILE = "ensemble.json"
+CONFIG_FILE = "config.yaml"
+SPLIT_FILE = "split.json"
+WEIGHTS_FILE = "weights.safetensors"
+
+
+class LearnerRecord(BaseModel):
+    """One trained learner: what it takes to build it again, and what it reached on the test split."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """Its folder under learners/, such as `0-tf_efficientnet_lite0`."""
+    architecture: str
+    resolution: int
+    """Height and width, in pixels, that its backbone sees."""
+    mean: list[float]
+    std: list[float]
+    """What pixels in [0, 1] are normalised by, one value a channel."""
+    parameters: int
+    loss: str
+    train_images: int
+    results: dict[str, Any]
+    """`tailstack.metrics.Accuracy` on the test split, without `per_class`."""
+
+
+class RunRecord(BaseModel):
+    """The content of `ensemble.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    technique: str
+    classes: list[str]
+    class_counts: list[int]
+    """Images of each class in train.json, which decide what is many, medium and few."""
+    image_size: tuple[int, int]
+    """Height and width, in pixels, that an image has when it enters the ensemble."""
+    learners: list[LearnerRecord]
+    weights: list[float]
+    """Share of each learner in the average; they sum to 1."""
+    temperature: float
+    """What logits are divided by before the softmax."""
+    results: dict[str, Any]
+    """`tailstack.metrics.Accuracy` of the ensemble on the test split."""
+    average_learner: dict[str, Any]
+    """Mean over learners of their top1, many, medium and few."""
+    datastore: dict[str, str]
+    """Path, and SHA-256 of each split's file."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    """Wall time of training, over all sittings."""
+
+    @classmethod
+    def load(cls, run: Path) -> "RunRecord":
+        """Read `ensemble.json` of the run in folder `run`.
+
+        Raises:
+            UserError: there is no such run, it isn't finished, or the file is not of this form.
+        """
+        if not run.is_dir():
+            raise UserError(f"run {run} doesn't exist; make one with: python -m training fit --output {run} …")
+        if not (run / ENSEMBLE_FILE).exists():
+            again = f"python -m training fit --config {run / CONFIG_FILE}"
+            known = (run / CONFIG_FILE).exists()
+            raise UserError(
+                f"run {run} isn't finished; go on with: {again}" if known else f"{run} is not a run: no {CONFIG_FILE}"
+            )
+        try:
+            return cls.model_validate(read_json(run / ENSEMBLE_FILE))
+        except ValidationError as error:
+            raise UserError(f"{run / ENSEMBLE_FILE} is not of this version's form: {error}") from error
+
+    def save(self, run: Path) -> None:
+        """Write `ensemble.json` into folder `run`, whole or not at all."""
+        write_json(run / ENSEMBLE_FILE, self.model_dump(mode="json"))
+
+
+def learner_folder(run: Path, name: str) -> Path:
+    """Return where the learner `name` of `run` keeps its files."""
+    return run / "learners" / name
