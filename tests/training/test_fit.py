@@ -1,0 +1,222 @@
+"""The command `fit`: what it refuses before it trains, what it records, and a run whose process was killed."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from tailstack import datastore as datastores
+from tailstack.errors import UserError, run_command
+from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord
+from training.__main__ import main
+from training.fit import fit
+from training.learner import CHECKPOINT, METRICS, LearnerTraining
+from training.settings import FitSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(datastore: Path, output: Path, **values: Any) -> FitSettings:
+    tiny: dict[str, Any] = {
+        "architectures": ["lcnet_035"],
+        "pretrained": False,
+        "resolution": 32,
+        "epochs": 1,
+        "batch_size": 64,
+        "num_workers": 0,
+    }
+    return FitSettings(datastore=datastore, output=output, **{**tiny, **values})
+
+
+def refused(chosen: FitSettings) -> str:
+    """Return why `fit` refuses, and check that it had not begun to train."""
+    with pytest.raises(UserError) as caught:
+        fit(chosen)
+    assert not list(chosen.output.glob("learners/*/*"))
+    return str(caught.value)
+
+
+@pytest.fixture
+def copy(tiny_datastore: Path, tmp_path: Path) -> Path:
+    """A datastore that a test may spoil."""
+    return Path(shutil.copytree(tiny_datastore, tmp_path / "copy"))
+
+
+DIES = """
+import os, signal
+from contextlib import contextmanager
+from training import learner
+from training.__main__ import main
+
+whole_file, paths = learner.whole_file, []
+
+@contextmanager
+def dies(path):
+    paths.append(path)
+    with whole_file(path) as part:
+        if len(paths) == 2:
+            part.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield part
+
+learner.whole_file = dies
+main()
+"""
+"""`fit` in a process that is killed while it writes its second checkpoint."""
+
+
+def test_a_killed_process_costs_no_more_than_the_epoch_it_was_in(tiny_datastore: Path, tmp_path: Path) -> None:
+    chosen = {"technique": "stacking-wl", "epochs": 2}
+    whole = fit(settings(tiny_datastore, tmp_path / "whole", **chosen))
+    killed = tmp_path / "killed"
+    # A process that loads batches beside the training makes the same ones.
+    settings(tiny_datastore, killed, num_workers=1, **chosen).save(tmp_path / "fit.yaml")
+    line = [sys.executable, "-c", DIES, "fit", "--config", tmp_path / "fit.yaml"]
+    code = subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=300, check=False).returncode
+    assert code == -signal.SIGKILL
+    folder = killed / "learners" / "0-lcnet_035"
+    assert (folder / CHECKPOINT).exists()
+    assert not (folder / WEIGHTS_FILE).exists()
+
+    resumed = fit(settings(tiny_datastore, killed, **chosen))
+    expected = tmp_path / "whole" / "learners" / "0-lcnet_035" / WEIGHTS_FILE
+    assert (folder / WEIGHTS_FILE).read_bytes() == expected.read_bytes()
+    assert resumed.results == whole.results
+    with (folder / METRICS).open(newline="") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert whole.learners[0].loss == "isns"
+
+
+def test_what_a_run_consists_of(tiny_datastore: Path, tmp_path: Path) -> None:
+    chosen = settings(tiny_datastore, tmp_path / "run", technique="baseline")
+    returned = fit(chosen)
+    record = RunRecord.load(tmp_path / "run")
+    assert record == returned
+    store = datastores.load(tiny_datastore)
+    assert (record.classes, record.class_counts) == (store.classes, store.train.counts(6).tolist())
+    assert record.image_size == (32, 32)
+    assert record.datastore == {"path": str(tiny_datastore), **store.digests()}
+    assert record.config == chosen.to_dict()
+    assert record.learners[0].loss == "none"
+    split = json.loads((tmp_path / "run" / SPLIT_FILE).read_text())
+    assert sorted(split["train"] + split["val"]) == list(range(len(store.train)))
+    assert record.learners[0].train_images == len(split["train"])
+    # Each class is trained on, the smallest with four images too.
+    assert set(store.train.labels[split["train"]]) == set(range(6))
+    (log,) = (tmp_path / "run").glob("learners/*/metrics.csv")
+    with log.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {"epoch", "train_loss", "val_loss", "val_top1", "images_per_second", "seconds"} == set(row)
+    assert list(log.parent.glob("events.out.tfevents.*"))
+
+
+def test_a_split_of_the_datastore_is_taken_as_it_is(copy: Path, tmp_path: Path) -> None:
+    store = datastores.load(copy)
+    some = store.test.subset(np.arange(0, len(store.test), 2))
+    rest = store.test.subset(np.arange(1, len(store.test), 2))
+    for name, split in (("val", some), ("test", rest)):
+        datastores.save_split(copy / f"{name}.json", split.root, store.classes, split.images, split.labels)
+    store = datastores.load(copy)
+    record = fit(settings(copy, tmp_path / "run", technique="baseline"))
+    assert record.learners[0].train_images == len(store.train)
+    assert set(record.datastore) == {"path", "train", "val", "test"}
+    assert json.loads((tmp_path / "run" / SPLIT_FILE).read_text()) == {"datastore_sha256": store.digests()}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("steps", [*range(1, 10), 100])
+def test_the_learning_rate_has_one_peak_however_few_the_steps(steps: int) -> None:
+    training = LearnerTraining(nn.Linear(2, 2), None, lr=0.1, steps=steps, seed=0)  # type: ignore[arg-type]
+    schedule = training.configure_optimizers()["lr_scheduler"]["scheduler"]
+    rates = [schedule.get_last_lr()[0]]
+    for _ in range(steps - 1):
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    assert all(0 < rate <= 0.1 for rate in rates)
+    if steps >= 8:
+        peak = rates.index(max(rates))
+        assert max(rates) > 0.09
+        assert rates == [*sorted(rates[: peak + 1]), *sorted(rates[peak + 1 :], reverse=True)]
+        assert rates[-1] < 0.001
+
+
+def test_an_unknown_architecture_is_answered_with_the_nearest(tiny_datastore: Path, tmp_path: Path) -> None:
+    message = refused(settings(tiny_datastore, tmp_path / "run", architectures=["lcnet_035", "resnet19"]))
+    assert "'resnet19'" in message
+    assert "resnet18" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_images_are_named_before_the_training(copy: Path, tmp_path: Path) -> None:
+    store = datastores.load(copy)
+    store.train.path(3).write_text("no image")
+    store.train.path(7).write_bytes(store.train.read(7)[:100])
+    message = refused(settings(copy, tmp_path / "run", val_fraction=0.001))
+    assert "2 image(s)" in message
+    assert store.train.images[3] in message
+    assert store.train.images[7] in message
+
+
+def test_a_folder_with_other_files_is_left_alone(tiny_datastore: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "has files that are not a run's" in refused(settings(tiny_datastore, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_training_split_that_changed_meanwhile(copy: Path, tmp_path: Path) -> None:
+    store = datastores.load(copy)
+    fit(settings(copy, tmp_path / "run", technique="baseline"))
+    fewer = store.train.subset(np.arange(1, len(store.train)))
+    datastores.save_split(copy / "train.json", fewer.root, store.classes, fewer.images, fewer.labels)
+    with pytest.raises(UserError, match="has changed since"):
+        fit(settings(copy, tmp_path / "run", technique="baseline"))
+
+
+@pytest.mark.parametrize(("name", "now"), [("lr", 0.5), ("seed", 7), ("loss", "ens"), ("augment", "flip")])
+def test_other_settings_need_another_folder(tiny_datastore: Path, tmp_path: Path, name: str, now: object) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    settings(tiny_datastore, run).save(run / CONFIG_FILE)
+    message = refused(settings(tiny_datastore, run, **{name: now}))
+    assert f"{name} {getattr(settings(tiny_datastore, run), name)} there, {now} now" in message
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "lr: [1", "\x00"])
+def test_a_config_that_was_damaged(tiny_datastore: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / CONFIG_FILE).write_text(content)
+    assert CONFIG_FILE in refused(settings(tiny_datastore, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--technique", "magic"], "there is no technique 'magic'"),
+        (["--datastore", "none"], "datastore none doesn't exist"),
+        (["--epochs", "0"], "--epochs is 0"),
+    ],
+)
+def test_the_command_line_answers_mistakes_in_one_line(
+    tiny_datastore: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    named: str,
+) -> None:
+    line = ["fit", "--datastore", str(tiny_datastore), "--output", str(tmp_path / "run"), *flags]
+    monkeypatch.setattr(sys, "argv", ["training", *line])
+    with pytest.raises(SystemExit) as ended:
+        run_command(main)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert named in error
+    assert len(error.splitlines()) == 1

@@ -1,0 +1,81 @@
+"""A run that was stopped goes on, and reaches the weights of a run that never was."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tailstack.errors import UserError
+from tailstack.run import RunRecord
+from training.fit import fit
+from training.learner import CHECKPOINT, Journal
+from training.settings import FitSettings
+
+
+def settings(datastore: Path, output: Path, **values: Any) -> FitSettings:
+    tiny: dict[str, Any] = {
+        "architectures": ["lcnet_035", "mobilenetv3_small_050"],
+        "pretrained": False,
+        "resolution": 32,
+        "epochs": 3,
+        "batch_size": 32,
+        "num_workers": 0,
+    }
+    return FitSettings(datastore=datastore, output=output, **{**tiny, **values})
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in run.glob("learners/*/weights.safetensors")}
+
+
+def stop_after(epoch: int, architecture: str) -> Callable[..., None]:
+    """Return a hook that stops the training as Ctrl-C does, once that epoch's checkpoint is written."""
+    write = Journal.on_train_epoch_end
+
+    def hook(journal: Journal, trainer: Any, module: Any) -> None:
+        write(journal, trainer, module)
+        if journal.plan.architecture == architecture and trainer.current_epoch + 1 == epoch:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+def test_a_stopped_run_reaches_the_same_weights(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(settings(tiny_datastore, tmp_path / "whole"))
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", stop_after(2, "mobilenetv3_small_050"))
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings(tiny_datastore, stopped))
+    assert set(weights(stopped)) == {"0-lcnet_035"}
+    assert (stopped / "learners" / "1-mobilenetv3_small_050" / CHECKPOINT).exists()
+    with pytest.raises(UserError, match="isn't finished"):
+        RunRecord.load(stopped)
+
+    resumed = fit(settings(tiny_datastore, stopped))
+    assert weights(stopped) == weights(tmp_path / "whole")
+    assert resumed.results == whole.results
+    for log in stopped.glob("learners/*/metrics.csv"):
+        with log.open(newline="") as file:
+            assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert not list(stopped.rglob(CHECKPOINT))
+
+
+def test_a_finished_run_is_not_trained_again_nor_with_other_settings(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    one = {"technique": "baseline", "epochs": 1}
+    first = fit(settings(tiny_datastore, run, **one))
+    with pytest.raises(UserError, match="lr"):
+        fit(settings(tiny_datastore, run, lr=0.5, **one))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it trains again")
+
+    monkeypatch.setattr("training.fit.train_learner", refuse)
+    assert fit(settings(tiny_datastore, run, **one)).results == first.results

@@ -1,0 +1,1 @@
+"""From a folder of images to a trained run: `python -m training prepare` and `python -m training fit`."""

@@ -1,0 +1,137 @@
+"""The command `fit`: a datastore -> a trained run."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as L
+import torch
+import yaml
+from rich.console import Console
+
+from tailstack import datastore as datastores
+from tailstack.datastore import Datastore, Split
+from tailstack.errors import UserError
+from tailstack.files import make_folder, read_json, write_json
+from tailstack.network import Learner, architecture_config
+from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from training.dataset import TrainingData, common_image_size, load_pixels
+from training.evaluation import evaluate_run, results_table
+from training.learner import train_learner
+from training.longtail import stratified_split
+from training.losses import class_weights
+from training.memory import keep_freed_memory
+from training.pretrained import load_pretrained
+from training.settings import FitSettings
+from training.techniques import LearnerPlan, plan_learners
+
+SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices")
+"""Settings that may change when a run goes on: they don't decide what is learnt."""
+
+
+def fit(settings: FitSettings) -> RunRecord:
+    """Train every learner of the technique, evaluate them and their ensemble on the test split, and write the run.
+
+    Raises:
+        UserError: a setting, the datastore or the output folder can't be used.
+    """
+    quieten()
+    keep_freed_memory()
+    console = Console()
+    for architecture in settings.architectures:
+        architecture_config(architecture)
+    store = datastores.load(settings.datastore)
+    run = _open_run(settings)
+    image_size = common_image_size(store, settings.resolution)
+    train, val = _training_split(store, settings, run)
+    plans = plan_learners(settings, train.labels)
+    test_pixels = load_pixels(store.test, image_size, "test")
+    data = TrainingData(
+        load_pixels(train, image_size, "train"), train.labels, load_pixels(val, image_size, "val"), val.labels
+    )
+    for plan in plans:
+        _train_unless_done(plan, data, len(store.classes), settings, run, console)
+    record = evaluate_run(plans, store, image_size, test_pixels, settings)
+    record.save(run)
+    console.print(results_table(record))
+    console.print(f"Next: python -m export {run} --output models/ensemble.onnx", highlight=False)
+    return record
+
+
+def quieten() -> None:
+    """Silence what torch and Lightning say to programmers, not to users."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for message in ("The '.*dataloader' does not have many workers", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", "The number of training batches")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+
+
+def _open_run(settings: FitSettings) -> Path:
+    """Make the run's folder, or take it up again if it was made with the same settings."""
+    run = make_folder(settings.output)
+    config = run / CONFIG_FILE
+    if config.exists():
+        before = _read_config(config)
+        differing = [
+            f"{name} {before.get(name)} there, {value} now"
+            for name, value in settings.to_dict().items()
+            if name not in SHARED_SETTINGS and before.get(name) != value
+        ]
+        if differing:
+            raise UserError(f"{run} was made with other settings ({'; '.join(differing)}): choose another --output")
+    elif any(run.iterdir()):
+        raise UserError(f"output folder {run} has files that are not a run's: choose another --output")
+    settings.save(config)
+    return run
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged, or not of a run: mend it, or choose another --output")
+    return content
+
+
+def _training_split(store: Datastore, settings: FitSettings, run: Path) -> tuple[Split, Split]:
+    """Return what is trained on and what validates, as `split.json` has it."""
+    path = run / SPLIT_FILE
+    digests = store.digests()
+    if not path.exists():
+        write_json(path, {"datastore_sha256": digests, **_held_out(store, settings)}, indent=None)
+    split = read_json(path)
+    if split["datastore_sha256"] != digests:
+        raise UserError(f"datastore {store.path} has changed since {run} was begun: choose another --output")
+    if store.val is not None:
+        return store.train, store.val
+    return store.train.subset(np.array(split["train"])), store.train.subset(np.array(split["val"], dtype=np.int64))
+
+
+def _held_out(store: Datastore, settings: FitSettings) -> dict[str, list[int]]:
+    if store.val is not None:
+        return {}
+    stay, held = stratified_split(store.train.labels, settings.val_fraction, settings.seed)
+    return {"train": stay.tolist(), "val": held.tolist()}
+
+
+def _train_unless_done(
+    plan: LearnerPlan, data: TrainingData, num_classes: int, settings: FitSettings, run: Path, console: Console
+) -> None:
+    folder = make_folder(learner_folder(run, plan.name))
+    if (folder / WEIGHTS_FILE).exists():
+        console.print(f"{plan.name}: already trained", highlight=False)
+        return
+    L.seed_everything(plan.seed, verbose=False)
+    learner = Learner(plan.architecture, num_classes, settings.resolution)
+    if settings.pretrained:
+        load_pretrained(learner, plan.architecture)
+    counts = np.bincount(data.train_labels[plan.samples], minlength=num_classes)
+    weights = class_weights(plan.loss, counts, settings.beta)
+    train_learner(
+        learner, plan, data, None if weights is None else torch.from_numpy(weights), settings, folder, console
+    )

@@ -1,0 +1,201 @@
+"""Training of one learner: the Lightning module, its log, its checkpoint, and the resume from it."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as L
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # public, but not in its __all__
+from torch import Tensor
+
+from tailstack.files import whole_file, write_text
+from tailstack.network import Learner
+from tailstack.run import WEIGHTS_FILE
+from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
+from training.settings import FitSettings
+from training.techniques import LearnerPlan
+
+WEIGHT_DECAY = 0.05
+WARM_UP = 0.25
+"""Share of the steps in which the learning rate rises."""
+CHECKPOINT = "last.ckpt"
+METRICS = "metrics.csv"
+LOGGED: tuple[str, ...] = ("train_loss", "val_loss", "val_top1")
+
+
+class LearnerTraining(L.LightningModule):
+    """Cross-entropy, AdamW and one cycle of the learning rate (Smith & Topin, 2018)."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, learner: Learner, class_weights: Tensor | None, lr: float, steps: int, seed: int) -> None:
+        super().__init__()
+        self.learner = learner
+        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.lr = lr
+        self.steps = steps
+        self.seed = seed
+
+    def on_train_epoch_start(self) -> None:
+        """Seed what has no generator of its own (dropout), so that an epoch is the same after a resume."""
+        torch.manual_seed(self.seed + 7919 * self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        """Return the loss of one batch: uint8 `[batch, height, width, 3]` images, int64 `[batch]` labels."""
+        images, labels = batch
+        loss = F.cross_entropy(self.learner(images), labels, weight=self.class_weights)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        """Log loss and top-1 of one batch, unweighted."""
+        images, labels = batch
+        logits = self.learner(images)
+        top1 = (logits.argmax(dim=1) == labels).float().mean()
+        self.log_dict({"val_loss": F.cross_entropy(logits, labels), "val_top1": top1}, batch_size=len(labels))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW without decay of biases and normalisation, and its schedule by step."""
+        groups = param_groups_weight_decay(self.learner, WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
+        # A cycle of exactly four steps would have a warm-up of none, and divide by it.
+        steps = max(self.steps, 5)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=WARM_UP)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Journal(L.Callback):
+    """After each epoch: a row of metrics.csv, a line for the user, and the checkpoint, in that order.
+
+    The rows travel in the checkpoint, so that a resumed learner's log has each epoch once.
+    """
+
+    def __init__(self, folder: Path, plan: LearnerPlan, epochs: int, console: Console) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.epochs = epochs
+        self.console = console
+        self.rows: list[dict[str, float]] = []
+        self._before = 0.0
+        self._start = self._epoch_start = self._last_step = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the rows of the epochs that are done."""
+        self.rows = state_dict["rows"]
+        self._before = self.rows[-1]["seconds"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of the epoch's steps."""
+        self._epoch_start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the time: after an epoch's last step comes its validation, which isn't training speed."""
+        self._last_step = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the row, then the checkpoint."""
+        seconds = self._before + time.monotonic() - self._start
+        measured = trainer.callback_metrics
+        figures: dict[str, float] = {name: float(measured[name]) for name in LOGGED if name in measured}
+        epoch = trainer.current_epoch + 1
+        speed = len(self.plan.samples) / (self._last_step - self._epoch_start)
+        self.rows.append(
+            {"epoch": epoch, **figures, "images_per_second": round(speed, 2), "seconds": round(seconds, 3)}
+        )
+        write_text(self.folder / METRICS, _as_csv(self.rows))
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        line = f"{self.plan.name}: epoch {epoch}/{self.epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
+        self.console.print(line, highlight=False, soft_wrap=True)
+        with whole_file(self.folder / CHECKPOINT) as part:
+            trainer.save_checkpoint(part)
+
+
+class Bar(L.Callback):
+    """A progress bar over all steps of a learner, with the time that is left."""
+
+    def __init__(self, title: str, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task(title, total=None)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start at the step that was resumed from."""
+        self._progress.update(self._task, total=trainer.estimated_stepping_batches, completed=trainer.global_step)
+        self._progress.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance by one step."""
+        self._progress.update(self._task, completed=trainer.global_step)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the terminal as it was, also after an error."""
+        self._progress.stop()
+
+
+def train_learner(
+    learner: Learner,
+    plan: LearnerPlan,
+    data: TrainingData,
+    class_weights: Tensor | None,
+    settings: FitSettings,
+    folder: Path,
+    console: Console,
+) -> None:
+    """Train `learner`, from the checkpoint in `folder` if there is one, and write its weights there.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
+    """
+    keys = ShuffledKeys(plan.samples, settings.batch_size, plan.seed)
+    batches = Batches(data.train_pixels, data.train_labels, settings.augment)
+    loader = batch_loader(batches, keys, settings.num_workers)
+    validation = Batches(data.val_pixels, data.val_labels)
+    val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)
+    training = LearnerTraining(learner, class_weights, settings.lr, len(keys) * settings.epochs, plan.seed)
+    trainer = L.Trainer(
+        accelerator="auto",
+        devices=settings.devices if torch.cuda.is_available() else 1,
+        precision=settings.precision,
+        max_epochs=settings.epochs,
+        callbacks=[Bar(plan.name, console), Journal(folder, plan, settings.epochs, console)],
+        logger=TensorBoardLogger(folder, name="", version=""),
+        enable_checkpointing=False,  # `Journal` writes it, after its row
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    checkpoint = folder / CHECKPOINT
+    resume = checkpoint if checkpoint.exists() else None
+    try:
+        trainer.fit(training.to(memory_format=torch.channels_last), loader, val_loader, ckpt_path=resume)
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop  # Lightning turns Ctrl-C into an exit
+    with whole_file(folder / WEIGHTS_FILE) as part:
+        save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, part)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _as_csv(rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

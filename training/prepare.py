@@ -1,0 +1,136 @@
+"""The command `prepare`: labelled images -> a datastore and its imbalanced variants."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from tailstack.datastore import Labels, save_split
+from tailstack.errors import UserError, listing
+from tailstack.files import make_folder
+from tailstack.images import ImageError, decode
+from tailstack.progress import track
+from training.longtail import imbalanced_subset, stratified_split
+from training.settings import PrepareSettings
+from training.sources import Source, open_source
+
+Split = tuple[list[str], Labels]
+"""Image paths relative to the source's root, and their labels."""
+
+
+def prepare(settings: PrepareSettings) -> None:
+    """Write the datastore, and a variant for each ratio.
+
+    Raises:
+        UserError: listing every unreadable image and empty class, all at once.
+    """
+    _check(settings)
+    folder = make_folder(settings.output)
+    source = open_source(settings.source, folder)
+    classes = sorted(source.train)[: settings.classes]
+    train, test = _splits(source, classes, settings)
+    train, test = _without_bad_images(source.root, train, test, classes, settings.skip_unreadable)
+    _write(settings.output, source.root, classes, train, test)
+    for ratio in settings.imbalance:
+        kept = imbalanced_subset(train[1], len(classes), ratio, settings.seed)
+        _write(variant_path(settings.output, ratio), source.root, classes, _take(train, kept), test)
+
+
+def variant_path(output: Path, ratio: float) -> Path:
+    """Return the folder of the imbalanced variant of datastore `output`."""
+    return output.with_name(f"{output.name}-imbalance-{ratio:g}")
+
+
+def _check(settings: PrepareSettings) -> None:
+    for ratio in settings.imbalance:
+        if not 0 < ratio <= 1:
+            raise UserError(f"--imbalance {ratio} is not a ratio of smallest to largest class: above 0, at most 1")
+    if not 0 < settings.test_fraction < 1:
+        raise UserError(f"--test_fraction is {settings.test_fraction}, and has to lie between 0 and 1")
+    if settings.classes is not None and settings.classes < 2:
+        raise UserError(f"--classes is {settings.classes}: a classifier needs two or more")
+
+
+def _splits(source: Source, classes: list[str], settings: PrepareSettings) -> tuple[Split, Split]:
+    train = _labelled(source.train, classes)
+    if source.test is not None:
+        unknown = sorted(set(source.test) - set(source.train))
+        if unknown:
+            raise UserError(f"test/ has classes that train/ lacks: {', '.join(unknown)}")
+        return train, _labelled(source.test, classes)
+    stay, held = stratified_split(train[1], settings.test_fraction, settings.seed, at_least=1)
+    return _take(train, stay), _take(train, held)
+
+
+def _labelled(files: dict[str, list[str]], classes: list[str]) -> Split:
+    images = [image for name in classes for image in files.get(name, [])]
+    labels = [label for label, name in enumerate(classes) for _ in files.get(name, [])]
+    return images, np.array(labels, dtype=np.int64)
+
+
+def _take(split: Split, positions: Labels) -> Split:
+    return [split[0][i] for i in positions], split[1][positions]
+
+
+def _without_bad_images(root: Path, train: Split, test: Split, classes: list[str], skip: bool) -> tuple[Split, Split]:
+    """Leave out what can't be decoded (or stop with the list), and training images that equal a test image."""
+    train_digests, test_digests = list(_digests(root, train, "train")), list(_digests(root, test, "test"))
+    digests = train_digests + test_digests
+    images = train[0] + test[0]
+    unreadable = [f"{image}: {d}" for image, d in zip(images, digests, strict=True) if isinstance(d, ImageError)]
+    problems = [] if skip else list(unreadable)
+    readable = [
+        np.array([not isinstance(d, ImageError) for d in split], dtype=bool) for split in (train_digests, test_digests)
+    ]
+    tested = {digest for digest in test_digests if isinstance(digest, bytes)}
+    copies = np.array([digest in tested for digest in train_digests], dtype=bool)
+    kept_train = _take(train, np.flatnonzero(readable[0] & ~copies))
+    kept_test = _take(test, np.flatnonzero(readable[1]))
+    for name, (_, labels) in (("train", kept_train), ("test", kept_test)):
+        empty = set(range(len(classes))) - set(labels.tolist())
+        problems += [f"class {classes[label]!r} has no image in {name}" for label in sorted(empty)]
+    if problems:
+        hint = (
+            ""
+            if skip or not unreadable
+            else "\nMend or remove the images, or leave them out with --skip_unreadable true"
+        )
+        raise UserError(f"{len(problems)} problem(s) in the source:\n{listing(problems)}{hint}")
+    _report("can't be read and are left out", unreadable)
+    _report("are exact copies of a test image and are left out of train", [train[0][i] for i in np.flatnonzero(copies)])
+    return kept_train, kept_test
+
+
+def _digests(root: Path, split: Split, name: str) -> Iterator[bytes | ImageError]:
+    """Yield a digest of each image's pixels, or why it has none."""
+
+    def digest(image: str) -> bytes | ImageError:
+        try:
+            pixels = decode((root / image).read_bytes())
+        except ImageError as error:
+            return error
+        except OSError as error:
+            return ImageError(error.strerror or str(error))
+        return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode()).digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from track(pool.map(digest, split[0], chunksize=64), f"Checking {name}", len(split[0]))
+
+
+def _report(what: str, images: list[str]) -> None:
+    if images:
+        print(f"{len(images)} image(s) {what}:\n{listing(images)}")
+
+
+def _write(path: Path, root: Path, classes: list[str], train: Split, test: Split) -> None:
+    make_folder(path)
+    save_split(path / "train.json", root, classes, *train)
+    save_split(path / "test.json", root, classes, *test)
+    counts = np.bincount(train[1], minlength=len(classes))
+    print(
+        f"{path}: {len(classes)} classes, {len(train[0])} training images ({counts.max()} in the largest class, "
+        f"{counts.min()} in the smallest), {len(test[0])} test images"
+    )

