@@ -1,0 +1,109 @@
+"""The command: read the run, build the graph, describe it, check it, and only then let the file appear."""
+
+import datetime
+from pathlib import Path
+
+import onnx
+import torch
+
+import tailstack
+from export import DEFAULT_OUTPUT
+from export.graph import build_graph
+from export.verify import TOLERANCE, check_graph, sample_images, verify_parity
+from tailstack import datastore as datastores
+from tailstack.artifact import FORMAT, Artifact, LearnerCard
+from tailstack.errors import UserError
+from tailstack.files import make_folder, sha256, whole_file, write_text
+from tailstack.network import load_ensemble
+from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.session import runtime_version
+
+PREPROCESSING = (
+    "decode to RGB, apply the EXIF orientation, scale to cover image_size and crop to its centre; the graph resizes "
+    "to each learner's resolution and normalises"
+)
+
+
+def export(run: Path, output: Path) -> Artifact:
+    """Write the ensemble of `run` as one ONNX file, and its SHA-256 beside it.
+
+    Raises:
+        UserError: the run isn't finished, its data set is gone, `output` can't be written, or the file fails a check;
+            then no file appears.
+    """
+    record = RunRecord.load(run)
+    make_folder(output.parent)
+    if output.is_dir():
+        raise UserError(f"output {output} is a folder; it has to be a file, such as {output / 'ensemble.onnx'}")
+    ensemble = load_ensemble(run, record)
+    images = sample_images(_datastore(record).test, record.image_size)
+    print(f"Fusing {len(record.learners)} learner(s) of {run} into one graph …", flush=True)
+    model = build_graph(ensemble, record.image_size)
+    with whole_file(output) as part:
+        # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
+        onnx.save(model, part)
+        print("Checking the graph, and its answers against torch's …", flush=True)
+        check_graph(part)
+        parity = verify_parity(part, ensemble, images)
+        artifact = describe(run, record, output.stem, parity)
+        onnx.helper.set_model_props(model, artifact.to_properties())
+        onnx.save(model, part)
+        check_graph(part)
+    write_text(output.with_name(f"{output.name}.sha256"), f"{sha256(output)}  {output.name}\n")
+    print(
+        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
+        f"{len(record.learners)} learner(s), largest difference from torch {max(parity.values()):.1e} "
+        f"(limit {TOLERANCE:g}), top-1 {record.results['top1']:.4f} on test"
+    )
+    print("Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={output} bentoml serve")
+    return artifact
+
+
+def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) -> Artifact:
+    """Collect the metadata that the file carries."""
+    return Artifact(
+        format=FORMAT,
+        name=name,
+        technique=record.technique,
+        classes=record.classes,
+        class_counts=record.class_counts,
+        image_size=record.image_size,
+        preprocessing=PREPROCESSING,
+        learners=[
+            LearnerCard(
+                name=learner.name,
+                architecture=learner.architecture,
+                resolution=learner.resolution,
+                parameters=learner.parameters,
+                weight=weight,
+                top1=learner.results["top1"],
+            )
+            for learner, weight in zip(record.learners, record.weights, strict=True)
+        ],
+        temperature=record.temperature,
+        accuracy=record.results,
+        parity=parity,
+        provenance={
+            "run": str(run),
+            "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "config": record.config,
+            "datastore": record.datastore,
+            "weights": {
+                learner.name: sha256(learner_folder(run, learner.name) / WEIGHTS_FILE) for learner in record.learners
+            },
+            "versions": {
+                **record.versions,
+                "exporter": tailstack.__version__,
+                "torch_export": torch.__version__,
+                "onnx": onnx.__version__,
+                "onnxruntime": runtime_version(),
+            },
+        },
+    )
+
+
+def _datastore(record: RunRecord) -> datastores.Datastore:
+    store = datastores.load(Path(record.datastore["path"]))
+    if store.classes != record.classes:
+        raise UserError(f"datastore {store.path} has other classes than the run was trained on")
+    return store

@@ -1,0 +1,88 @@
+"""The fused graph: every learner's preprocessing and network, and their average, as one ONNX model."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx
+import torch
+
+from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
+from tailstack.errors import UserError
+from tailstack.images import Size
+from tailstack.network import Ensemble
+
+OPSET = 18
+"""Its Resize has a CUDA kernel in ONNX Runtime; that of later opsets only in the newest versions."""
+
+
+def build_graph(ensemble: Ensemble, image_size: Size) -> onnx.ModelProto:
+    """Export an ensemble as an ONNX model without metadata.
+
+    Args:
+        ensemble: in evaluation mode.
+        image_size: height and width of the input, in pixels.
+
+    Returns:
+        A model with the inputs and outputs of `tailstack.artifact`, for any batch size, weights inside.
+
+    Raises:
+        UserError: torch can't export one of the architectures.
+    """
+    # Batch 2: the exporter takes a batch of 1 for a constant.
+    example = torch.zeros((2, *image_size, 3), dtype=torch.uint8)
+    for module in ensemble.modules():
+        # Same answers in half the time: torch's exporter is slow on operators that work in place.
+        if hasattr(module, "inplace"):
+            setattr(module, "inplace", False)  # noqa: B010 (mypy takes a module's attributes for modules)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                ensemble,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT],
+                output_names=[PROBABILITIES, LEARNER_PROBABILITIES],
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(f"torch can't export these architectures to ONNX: {reason}") from error
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    model = program.model_proto
+    _strip(model)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes for its own debugging: source paths, stack traces, names of scopes."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    model.graph.doc_string = ""
+    del model.graph.metadata_props[:]
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
+    for item in (*model.graph.node, *values):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    model.producer_name = "tailstack"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's talk (warnings, log records, printed steps) off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

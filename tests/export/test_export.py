@@ -1,0 +1,301 @@
+"""The exported file: what it contains, what it answers, and what happens when something is wrong."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from export import verify
+from export.export import export
+from export.graph import build_graph
+from tailstack import datastore as datastores
+from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES, Artifact
+from tailstack.errors import UserError
+from tailstack.files import sha256
+from tailstack.network import load_ensemble
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TRAIN_COUNTS
+
+Array = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def session(tiny_model: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def test_images(tiny_datastore: Path) -> npt.NDArray[np.uint8]:
+    test = datastores.load(tiny_datastore).test
+    return np.stack([test.decode(i) for i in range(len(test))])
+
+
+def answer(session: onnxruntime.InferenceSession, images: npt.NDArray[np.uint8]) -> tuple[Array, Array]:
+    probabilities, votes = session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images})
+    return probabilities, votes
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run"))
+
+
+def edit(run: Path, **changes: object) -> None:
+    path = run / ENSEMBLE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_inputs_and_outputs_are_the_contract(session: onnxruntime.InferenceSession) -> None:
+    (images,) = session.get_inputs()
+    assert (images.name, images.type, images.shape[1:]) == ("images", "tensor(uint8)", [SIZE, SIZE, 3])
+    assert isinstance(images.shape[0], str)
+    outputs = {output.name: (output.type, output.shape[1:]) for output in session.get_outputs()}
+    assert outputs == {
+        "probabilities": ("tensor(float)", [len(CLASSES)]),
+        "learner_probabilities": ("tensor(float)", [len(LEARNERS), len(CLASSES)]),
+    }
+
+
+def test_one_standard_file_without_traces_of_where_it_was_made(tiny_model: Path, tiny_run: Path) -> None:
+    assert sorted(path.name for path in tiny_model.parent.iterdir()) == ["ensemble.onnx", "ensemble.onnx.sha256"]
+    onnx.checker.check_model(str(tiny_model), full_check=True)
+    model = onnx.load(tiny_model)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
+    assert not model.functions
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    del model.metadata_props[:]  # its provenance names the run and the datastore
+    content = model.SerializeToString()
+    for trace in (b".py", b"site-packages", b'File "', str(ROOT).encode(), str(tiny_run).encode()):
+        assert trace not in content
+
+
+def test_the_sidecar_is_what_sha256sum_checks(tiny_model: Path) -> None:
+    sidecar = tiny_model.with_name("ensemble.onnx.sha256")
+    assert sidecar.read_text() == f"{sha256(tiny_model)}  ensemble.onnx\n"
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", sidecar.name], cwd=tiny_model.parent, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 8, 17, 48])
+def test_answers_are_torchs_at_any_batch_size(
+    session: onnxruntime.InferenceSession, tiny_run: Path, test_images: npt.NDArray[np.uint8], batch: int
+) -> None:
+    ensemble = load_ensemble(tiny_run, RunRecord.load(tiny_run))
+    images = test_images[:batch]
+    with torch.inference_mode():
+        expected = [output.numpy() for output in ensemble(torch.from_numpy(images))]
+    probabilities, votes = answer(session, images)
+    assert np.abs(probabilities - expected[0]).max() <= 1e-4
+    assert np.abs(votes - expected[1]).max() <= 1e-4
+    assert np.array_equal(probabilities.argmax(axis=1), expected[0].argmax(axis=1))
+
+
+def test_an_empty_batch_gives_an_empty_answer(session: onnxruntime.InferenceSession) -> None:
+    probabilities, votes = answer(session, np.zeros((0, SIZE, SIZE, 3), np.uint8))
+    assert probabilities.shape == (0, len(CLASSES))
+    assert votes.shape == (0, len(LEARNERS), len(CLASSES))
+
+
+def test_an_image_gets_the_same_answer_in_any_company(
+    session: onnxruntime.InferenceSession, test_images: npt.NDArray[np.uint8]
+) -> None:
+    together, _ = answer(session, test_images)
+    alone = np.concatenate([answer(session, test_images[i : i + 1])[0] for i in range(len(test_images))])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_answers_are_distributions_that_differ_between_images_and_learners(
+    session: onnxruntime.InferenceSession, test_images: npt.NDArray[np.uint8]
+) -> None:
+    probabilities, votes = answer(session, test_images)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(votes.mean(axis=1), probabilities, atol=1e-5)
+    assert np.ptp(probabilities, axis=0).max() > 0.05
+    assert np.abs(votes[:, 0] - votes[:, 1]).max() > 0.05
+
+
+def test_black_and_white_images_are_answered(session: onnxruntime.InferenceSession) -> None:
+    for value in (0, 255):
+        probabilities, _ = answer(session, np.full((2, SIZE, SIZE, 3), value, np.uint8))
+        assert np.isfinite(probabilities).all()
+
+
+def test_the_file_describes_itself(tiny_model: Path, tiny_run: Path, session: onnxruntime.InferenceSession) -> None:
+    artifact = Artifact.from_properties(session.get_modelmeta().custom_metadata_map, tiny_model)
+    record = RunRecord.load(tiny_run)
+    assert artifact.name == "ensemble"
+    assert artifact.classes == CLASSES
+    assert artifact.class_counts == TRAIN_COUNTS
+    assert artifact.image_size == (SIZE, SIZE)
+    assert [(card.architecture, card.resolution, card.weight) for card in artifact.learners] == [
+        (architecture, resolution, 0.5) for architecture, resolution in LEARNERS
+    ]
+    assert artifact.accuracy == record.results
+    assert set(artifact.parity) == {"1", "3", "8"}
+    assert all(0 <= difference <= 1e-4 for difference in artifact.parity.values())
+    provenance = artifact.provenance
+    assert provenance["run"] == str(tiny_run)
+    assert provenance["config"] == record.config
+    assert provenance["datastore"] == record.datastore
+    assert provenance["weights"] == {
+        learner.name: sha256(learner_folder(tiny_run, learner.name) / WEIGHTS_FILE) for learner in record.learners
+    }
+    assert {"torch", "onnx", "onnxruntime"} <= set(provenance["versions"])
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(provenance["exported"])).total_seconds()) < 3600
+
+
+def test_the_command_shows_steps_and_keeps_the_exporters_talk_to_itself(tiny_export: tuple[Path, list[str]]) -> None:
+    output, lines = tiny_export
+    assert len(lines) == 4
+    assert lines[0].startswith("Fusing 2 learner(s)")
+    assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[2])
+    assert lines[3] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
+
+
+def test_a_graph_that_answers_otherwise_leaves_no_file(
+    tiny_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_wrong(*_: object) -> onnx.ModelProto:
+        model = onnx.load(tiny_model)
+        weights = next(tensor for tensor in model.graph.initializer if "classifier.weight" in tensor.name)
+        changed = onnx.numpy_helper.to_array(weights) * np.float32(1.01)
+        weights.CopyFrom(onnx.numpy_helper.from_array(changed, weights.name))
+        return model
+
+    monkeypatch.setitem(export.__globals__, "build_graph", build_wrong)
+    with pytest.raises(UserError, match=r"doesn't answer as torch does: at batch 1 .*no file was written"):
+        export(tiny_run, tmp_path / "models" / "a.onnx")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_exporting_again_replaces_file_and_sidecar(
+    tiny_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.load(tiny_model))
+    (tmp_path / "b.onnx").write_text("old")
+    (tmp_path / "b.onnx.sha256").write_text("old")
+    assert export(tiny_run, tmp_path / "b.onnx").name == "b"
+    assert (tmp_path / "b.onnx.sha256").read_text() == f"{sha256(tmp_path / 'b.onnx')}  b.onnx\n"
+
+
+def test_an_architecture_that_torch_cannot_export() -> None:
+    class Unexportable(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return images.float().nonzero(), torch.linalg.eigvals(images.float()[..., :3, 0])
+
+    with pytest.raises(UserError, match="torch can't export these architectures") as caught:
+        build_graph(Unexportable(), (4, 4))  # type: ignore[arg-type]
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_gate_refuses_another_label_and_nan(
+    tiny_model: Path, test_images: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shifted(torch.nn.Module):
+        """Answers as the file does, but for `change`."""
+
+        def __init__(self, change: float) -> None:
+            super().__init__()
+            self.change = change
+            self.session = verify.open_session(tiny_model)
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            outputs = answer(self.session, images.numpy())
+            return torch.from_numpy(outputs[0] + np.float32(self.change)), torch.from_numpy(outputs[1])
+
+    assert verify.verify_parity(tiny_model, Shifted(0.0), test_images) == {"1": 0.0, "3": 0.0, "8": 0.0}
+    assert max(verify.verify_parity(tiny_model, Shifted(5e-5), test_images).values()) <= 1e-4
+    for change in (2e-4, float("nan")):
+        with pytest.raises(UserError, match="doesn't answer as torch does"):
+            verify.verify_parity(tiny_model, Shifted(change), test_images)
+    # So small a difference that only the label can tell.
+    monkeypatch.setattr(np, "array_equal", lambda *_: False)
+    with pytest.raises(UserError, match="top-1 different"):
+        verify.verify_parity(tiny_model, Shifted(0.0), test_images)
+
+
+def test_operators_outside_the_standard_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_model)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"outside the ONNX standard: com\.microsoft"):
+        verify.check_graph(tmp_path / "a.onnx")
+
+
+def test_an_invalid_graph_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_model)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(UserError, match="fails onnx's check"):
+        verify.check_graph(tmp_path / "a.onnx")
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="doesn't exist; make one with: python -m training fit"):
+        export(tmp_path / "none", tmp_path / "a.onnx")
+
+
+def test_a_run_that_is_not_finished(tiny_run: Path, tmp_path: Path) -> None:
+    run = copied(tiny_run, tmp_path)
+    (run / ENSEMBLE_FILE).unlink()
+    with pytest.raises(UserError, match=r"isn't finished; go on with: python -m training fit --config"):
+        export(run, tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "of another network"])
+def test_weights_that_do_not_fit(tiny_run: Path, tmp_path: Path, damage: str) -> None:
+    run = copied(tiny_run, tmp_path)
+    weights = learner_folder(run, RunRecord.load(run).learners[0].name) / WEIGHTS_FILE
+    if damage == "missing":
+        weights.unlink()
+    elif damage == "cut short":
+        os.truncate(weights, 1000)
+    else:
+        records = json.loads((run / ENSEMBLE_FILE).read_text())["learners"]
+        edit(run, learners=[{**records[0], "architecture": "test_resnet"}, records[1]])
+    with pytest.raises(UserError, match=r"weights\.safetensors doesn't hold the weights of"):
+        export(run, tmp_path / "a.onnx")
+
+
+def test_a_datastore_that_is_gone(tiny_run: Path, tmp_path: Path) -> None:
+    run = copied(tiny_run, tmp_path)
+    edit(run, datastore={"path": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="gone doesn't exist"):
+        export(run, tmp_path / "a.onnx")
+
+
+def test_a_datastore_of_other_classes(tiny_run: Path, tmp_path: Path) -> None:
+    run = copied(tiny_run, tmp_path)
+    edit(run, classes=[*CLASSES[:-1], "oval"])
+    with pytest.raises(UserError, match="other classes than the run"):
+        export(run, tmp_path / "a.onnx")
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: pytest.fail("worked for nothing"))
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file" / "a.onnx"):
+        with pytest.raises(UserError, match=r"is a folder|can't be made"):
+            export(tiny_run, output)
+
+
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "export", str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: run ")
