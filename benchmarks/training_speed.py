@@ -1,0 +1,152 @@
+"""How busy `fit` keeps its model, and how much memory it takes.
+
+    python benchmarks/training.py --datastore data/cifar50-imbalance-0.1 --resolution 64
+
+Images per second of a learner trained as `fit` does it (augmentation, workers, logs, checkpoints) against the bare
+forward, backward and step on one batch that is already in memory. Both run in turns, and the ratio of their medians
+counts. Memory is what the process and its workers hold together at the most, shared pages counted once.
+"""
+
+import csv
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from tailstack import datastore as datastores
+from tailstack.files import write_json
+from tailstack.network import Learner
+from training.dataset import TrainingData, common_image_size, load_pixels
+from training.fit import quieten
+from training.learner import METRICS, LearnerTraining, train_learner
+from training.memory import keep_freed_memory
+from training.settings import FitSettings
+from training.techniques import LearnerPlan
+
+STEPS = 20
+"""Steps of one measured turn."""
+VALIDATION = 64
+"""Images that validate; their time isn't counted."""
+
+
+class PeakMemory(threading.Thread):
+    """Samples the memory of this process and its children, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        this = psutil.Process()
+        while not self._done.wait(0.2):
+            total = 0
+            for process in (this, *this.children(recursive=True)):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.NoSuchProcess:
+                    continue  # it ended between the listing and the look
+            self.peak = max(self.peak, total)
+
+    def stop(self) -> int:
+        """Return the largest sum seen."""
+        self._done.set()
+        self.join()
+        return self.peak
+
+
+def bare_speed(learner: Learner, images: torch.Tensor, labels: torch.Tensor, settings: FitSettings) -> float:
+    """Return images per second of forward, backward and step on one batch in memory."""
+    learner.train()
+    module = LearnerTraining(learner, None, settings.lr, STEPS * 2, seed=0)
+    optimizer = module.configure_optimizers()["optimizer"]
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(learner(images), labels).backward()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    return len(labels) / statistics.median(times)
+
+
+def fit_speed(learner: Learner, plan: LearnerPlan, data: TrainingData, settings: FitSettings) -> float:
+    """Return images per second of the second epoch of `fit`; the first one starts the workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        train_learner(learner, plan, data, None, settings, Path(folder), Console(quiet=True))
+        with (Path(folder) / METRICS).open(encoding="utf-8", newline="") as file:
+            return float(list(csv.DictReader(file))[-1]["images_per_second"])
+
+
+def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
+    """Run both in turns.
+
+    Returns:
+        Images per second of both (medians), their ratio, and the peak memory in GiB.
+    """
+    memory = PeakMemory()
+    memory.start()
+    store = datastores.load(settings.datastore)
+    size = common_image_size(store, settings.resolution)
+    count = min(len(store.train) - VALIDATION, STEPS * settings.batch_size)
+    spread = np.random.default_rng(0).permutation(len(store.train))
+    train, val = store.train.subset(spread[:count]), store.train.subset(spread[count : count + VALIDATION])
+    data = TrainingData(load_pixels(train, size, "train"), train.labels, load_pixels(val, size, "val"), val.labels)
+    architecture = settings.architectures[0]
+    plan = LearnerPlan(f"0-{architecture}", architecture, np.arange(count), "none", seed=0)
+    learner = Learner(architecture, len(store.classes), settings.resolution).to(memory_format=torch.channels_last)
+    images = torch.from_numpy(data.train_pixels[np.arange(settings.batch_size)])
+    labels = torch.from_numpy(train.labels[: settings.batch_size])
+    bare, fit = [], []
+    for _ in range(rounds):
+        bare.append(bare_speed(learner, images, labels, settings))
+        fit.append(fit_speed(learner, plan, data, settings))
+    figures = {"bare": statistics.median(bare), "fit": statistics.median(fit)}
+    return {**figures, "fit_to_bare": figures["fit"] / figures["bare"], "peak_memory_gib": memory.stop() / 2**30}
+
+
+def main() -> None:
+    """Parse the command line, measure and print."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--datastore", type=Path, required=True)
+    parser.add_argument("--architecture", type=str, default="tf_efficientnet_lite0")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    quieten()
+    keep_freed_memory()
+    settings = FitSettings(
+        datastore=arguments.datastore,
+        output=Path("unused"),
+        architectures=[arguments.architecture],
+        resolution=arguments.resolution,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        epochs=2,
+        augment="flip",
+    )
+    figures = measure(settings, arguments.rounds)
+    print(
+        f"{arguments.architecture}, {settings.resolution} pixels, batch {settings.batch_size}, medians of "
+        f"{arguments.rounds} rounds: bare steps {figures['bare']:.1f} images/s, fit {figures['fit']:.1f} images/s, "
+        f"ratio {figures['fit_to_bare']:.3f}; peak memory {figures['peak_memory_gib']:.2f} GiB"
+    )
+    if arguments.output:
+        chosen = {
+            name: str(value)
+            for name, value in settings.to_dict().items()
+            if name in ("architectures", "resolution", "batch_size")
+        }
+        write_json(arguments.output, {**chosen, "rounds": arguments.rounds, **figures})

@@ -1,0 +1,200 @@
+"""`python benchmarks/eval.py` on the tiny model: the figures, the report, and what is refused."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score
+
+from benchmarks.evaluation import BATCHES, EvalSettings, run_evaluation
+from benchmarks.machine import OtherLoad
+from benchmarks.predictors import OnnxModel
+from benchmarks.report import markdown
+from tailstack import datastore as datastores
+from tailstack.datastore import Datastore
+from tailstack.errors import UserError
+from tailstack.files import sha256
+from tailstack.run import RunRecord
+from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TEST_IMAGES, write_run
+
+
+def evaluated(model: Path, datastore: Path, **changes: Any) -> dict[str, Any]:
+    return run_evaluation(EvalSettings(datastore, model, threads=1, rounds=1, seconds=0, **changes))
+
+
+def variant(source: Path, folder: Path, classes: list[str] | None = None, size: int = SIZE) -> Path:
+    """Copy a datastore, with other class names or images scaled to another size."""
+    store = datastores.load(source)
+    for name, split in store.splits():
+        for index, image in enumerate(split.images):
+            path = folder / "images" / image
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.decode(index, (size, size))).save(path)
+        images = folder / "images"
+        datastores.save_split(folder / f"{name}.json", images, classes or store.classes, split.images, split.labels)
+    return folder
+
+
+def command(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, "benchmarks/eval.py", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def store(tiny_datastore: Path) -> Datastore:
+    return datastores.load(tiny_datastore)
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model: Path, tiny_datastore: Path) -> dict[str, Any]:
+    return evaluated(tiny_model, tiny_datastore, against=["torch"])
+
+
+def test_accuracy_is_what_fit_reported(report: dict[str, Any], tiny_run: Path) -> None:
+    fitted = RunRecord.load(tiny_run).results
+    assert report["accuracy"]["top1"] == pytest.approx(fitted["top1"], abs=1e-6)
+    assert report["model"]["top1_in_fit"] == fitted["top1"]
+    assert report["model"]["same_test_split"] is True
+    for name in ("top5", "balanced", "macro_f1", "many", "medium", "few"):
+        assert report["accuracy"][name] == pytest.approx(fitted[name], abs=1e-6), name
+    for name in ("ece", "nll"):
+        assert report["accuracy"][name] == pytest.approx(fitted[name], abs=1e-3), name
+
+
+def test_accuracy_is_that_of_the_models_labels(report: dict[str, Any], tiny_model: Path, store: Datastore) -> None:
+    model = OnnxModel.load(tiny_model, threads=1)
+    labels = [model.predict(store.test.decode(i)[None]).argmax() for i in range(len(store.test))]
+    assert report["accuracy"]["top1"] == pytest.approx(accuracy_score(store.test.labels, labels), abs=1e-6)
+    assert [entry["label"] for entry in report["accuracy"]["per_class"]] == CLASSES
+    assert all(entry["test_images"] == TEST_IMAGES for entry in report["accuracy"]["per_class"])
+
+
+def test_torch_beside_it_is_the_same_ensemble(report: dict[str, Any]) -> None:
+    torch = report["against"]["torch"]
+    assert torch["same_label"] == 1.0
+    assert torch["accuracy"]["top1"] == report["accuracy"]["top1"]
+    assert torch["accuracy"]["nll"] == pytest.approx(report["accuracy"]["nll"], abs=1e-3)
+
+
+def test_the_report_is_the_contract(report: dict[str, Any], tiny_model: Path) -> None:
+    assert {"accuracy", "latency_ms", "throughput", "model", "machine"} <= set(report)
+    for part in (report, report["against"]["torch"]):
+        assert set(part["latency_ms"]) == set(part["throughput"]) == {str(batch) for batch in BATCHES}
+        for batch, latency in part["latency_ms"].items():
+            assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
+            assert part["throughput"][batch] > 0
+    assert set(report["against"]["torch"]["speed_of_onnx"]) == {str(batch) for batch in BATCHES}
+    assert report["model"]["sha256"] == sha256(tiny_model)
+    assert len(report["model"]["learners"]) == len(LEARNERS)
+    assert report["machine"]["threads"] == 1
+    assert report["machine"]["provider"] == "CPUExecutionProvider"
+    assert {"python", "onnxruntime", "torch"} <= set(report["machine"]["versions"])
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_page_shows_the_figures_of_the_report(report: dict[str, Any]) -> None:
+    page = markdown(report)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    accuracy = {row[0]: row[1] for row in rows if len(row) == 10 and row[0]}
+    assert accuracy["onnx"] == accuracy["torch"] == f"{report['accuracy']['top1']:.4f}"
+    speeds = {row[1]: row[7] for row in rows if len(row) == 8 and row[0] == "torch"}
+    expected = report["against"]["torch"]["speed_of_onnx"]
+    assert speeds == {batch: f"{speed:.2f}x" for batch, speed in expected.items()}
+
+
+@pytest.mark.parametrize(("cores", "warned"), [(0.0, False), (0.05, False), (0.8, True)])
+def test_a_busy_machine_is_said_so(report: dict[str, Any], cores: float, warned: bool) -> None:
+    machine = {**report["machine"], "cores_of_others": cores}
+    assert ("don't trust its latencies" in markdown({**report, "machine": machine})) == warned
+
+
+def test_the_load_of_others_is_seen() -> None:
+    others, start = OtherLoad(), time.perf_counter()
+    work = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
+    subprocess.run([sys.executable, "-c", work], check=True)
+    assert others.cores() * (time.perf_counter() - start) >= 0.9
+
+
+def test_a_file_alone_needs_no_run(tiny_model: Path, tiny_datastore: Path) -> None:
+    report = evaluated(tiny_model, tiny_datastore, run=Path("nowhere"))
+    assert report["against"] == {}
+    assert report["accuracy"]["top1"] == report["model"]["top1_in_fit"]
+
+
+def test_the_command_writes_json_and_markdown(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "tiny"
+    done = command(
+        "--model", tiny_model, "--datastore", tiny_datastore, "--output", folder, "--rounds", "1", "--seconds", "0.01"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report = json.loads((folder / "eval.json").read_text())
+    assert report["settings"] == {"rounds": 1, "seconds": 0.01, "datastore": str(tiny_datastore)}
+    assert (folder / "eval.md").read_text() == markdown(report)
+    assert f"{report['accuracy']['top1']:.4f}" in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "eval.md"]
+
+
+def test_another_test_split_is_named_as_such(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    folder = variant(tiny_datastore, tmp_path)
+    store = datastores.load(folder)
+    half = store.test.subset(np.arange(0, len(store.test), 2))
+    datastores.save_split(folder / "test.json", half.root, store.classes, half.images, half.labels)
+    report = evaluated(tiny_model, folder)
+    assert report["model"]["same_test_split"] is False
+    assert "on another test split" in markdown(report)
+
+
+def test_other_classes_are_refused(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    folder = variant(tiny_datastore, tmp_path, classes=[*CLASSES[:4], "oval", "ring"])
+    with pytest.raises(UserError, match=r"other classes than the model: class 4 is 'oval' instead of 'gradient'"):
+        evaluated(tiny_model, folder)
+
+
+def test_another_number_of_classes_is_refused(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    store = datastores.load(tiny_datastore)
+    for name, split in store.splits():
+        kept = split.subset(np.flatnonzero(split.labels < 4))
+        datastores.save_split(tmp_path / f"{name}.json", kept.root, CLASSES[:4], kept.images, kept.labels)
+    with pytest.raises(UserError, match="other classes than the model: 4 instead of 6"):
+        evaluated(tiny_model, tmp_path)
+
+
+def test_images_of_another_size_are_refused(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    folder = variant(tiny_datastore, tmp_path, size=64)
+    with pytest.raises(UserError, match=r"for images of 32x32 pixels, and test\.json annotation 0 .* has 64x64"):
+        evaluated(tiny_model, folder)
+
+
+def test_other_weights_are_refused(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", tiny_datastore, LEARNERS, seed=1)
+    with pytest.raises(UserError, match=r"has other weights than .* name its run with --run"):
+        evaluated(tiny_model, tiny_datastore, against=["torch"], run=other)
+
+
+def test_a_run_that_is_gone_is_refused(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone doesn't exist"):
+        evaluated(tiny_model, tiny_datastore, against=["torch"], run=tmp_path / "gone")
+
+
+def test_a_mistake_on_the_command_line_is_one_line(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(tiny_model.read_bytes()[:100_000])
+    mistakes = {
+        ("--model", tmp_path / "none.onnx", "--datastore", tiny_datastore): "python -m export",
+        ("--model", cut, "--datastore", tiny_datastore): "damaged or cut short",
+        ("--model", tiny_model, "--datastore", tmp_path / "none"): "none doesn't exist",
+        ("--model", tiny_model, "--datastore", tiny_datastore, "--output", cut): "can't be made",
+    }
+    for arguments, message in mistakes.items():
+        done = command(*arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+        assert len(done.stderr.splitlines()) == 1
