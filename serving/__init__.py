@@ -1,0 +1,1 @@
+"""From `ensemble.onnx` to HTTP: `bentoml serve`. Nothing here imports torch."""

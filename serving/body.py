@@ -1,0 +1,230 @@
+"""The body of a request: received within its limits, and taken apart into images and parameters."""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from email.message import Message
+from http import HTTPStatus
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from starlette.requests import Request
+
+from serving.errors import RequestError, malformed, overloaded
+from serving.settings import ServerSettings
+
+_MAX_FIELD_BYTES = 1000
+_MAX_FIELDS = 16
+
+
+@dataclass
+class Upload:
+    """One image as it came."""
+
+    name: str
+    """What the client calls it; may be empty."""
+    data: bytes
+
+
+@dataclass
+class Content:
+    """A body, taken apart."""
+
+    images: list[Upload] = field(default_factory=list)
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+class Receiver:
+    """Receives bodies, with a limit on each and on what all of them hold in memory."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._buffered = 0
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[bytes]:
+        """Yield the body, which counts as held until the block ends.
+
+        Raises:
+            RequestError: it is too large, too slow, compressed, or there is no room for it.
+        """
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+            yield bytes(body)
+        finally:
+            self._buffered -= len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise RequestError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", "compressed bodies are not read here"
+            )
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._settings.max_bytes:
+            raise self._too_large()
+        limit = self._settings.receive_timeout
+        try:
+            async with asyncio.timeout(limit):
+                async for chunk in request.stream():
+                    self._buffered += len(chunk)
+                    body += chunk
+                    if len(body) > self._settings.max_bytes:
+                        raise self._too_large()
+                    if self._buffered > self._settings.max_buffered_bytes:
+                        raise overloaded("memory for bodies")
+        except TimeoutError as error:
+            raise RequestError(
+                HTTPStatus.REQUEST_TIMEOUT, "body_too_slow", f"the body did not arrive within {limit:g} s"
+            ) from error
+
+    def _too_large(self) -> RequestError:
+        limit = self._settings.max_bytes
+        return RequestError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large", f"the body is larger than {limit} bytes"
+        )
+
+
+def parse(body: bytes, content_type: str, image_field: str, max_images: int) -> Content:
+    """Take a body apart: a multipart form, JSON with base64, or else an image itself.
+
+    Args:
+        body: the body.
+        content_type: its header.
+        image_field: the name of the form's or the JSON's images.
+        max_images: more are refused.
+
+    Raises:
+        RequestError: it is malformed, or has no image or too many.
+    """
+    message = Message()
+    message["content-type"] = content_type
+    kind = message.get_content_type() if content_type else ""
+    if kind == "multipart/form-data":
+        content = _parse_form(body, message.get_param("boundary"), image_field, max_images)
+    elif kind == "application/json":
+        content = _parse_json(body, image_field)
+    else:
+        content = Content([Upload("", body)] if body else [])
+    if not content.images:
+        what = f"the body has no `{image_field}`" if body else "the request has no body: send an image"
+        raise malformed("no_image", what)
+    if len(content.images) > max_images:
+        raise too_many(max_images)
+    return content
+
+
+def too_many(limit: int) -> RequestError:
+    """Return the error of a request with more than `limit` images."""
+    return malformed("too_many_images", f"the request has more than {limit} image(s)")
+
+
+def _parse_form(body: bytes, boundary: Any, image_field: str, max_images: int) -> Content:
+    if not isinstance(boundary, str) or not boundary:
+        raise malformed("malformed_multipart", "the multipart body has no boundary in its content type")
+    form = _Form(image_field, max_images)
+    try:
+        parser = MultipartParser(boundary.encode("latin-1", "replace"), form.callbacks())
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
+        raise malformed("malformed_multipart", "the multipart body is malformed") from error
+    if not form.complete:
+        raise malformed("malformed_multipart", "the multipart body is cut short")
+    return form.content
+
+
+class _Form:
+    """Collects the parts of a form as the parser finds them."""
+
+    def __init__(self, image_field: str, max_images: int) -> None:
+        self.content = Content()
+        self.complete = False
+        self._image_field = image_field
+        self._max_images = max_images
+        self._header = b""
+        self._value = b""
+        self._disposition = Message()
+        self._chunks: list[bytes] = []
+
+    def callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_part_data": lambda data, start, end: self._chunks.append(data[start:end]),
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        self._disposition = Message()
+        self._chunks = []
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._header.lower() == b"content-disposition" and "content-disposition" not in self._disposition:
+            self._disposition["content-disposition"] = self._value.decode("utf-8", "replace").replace("\n", " ")
+        self._header = self._value = b""
+
+    def _end(self) -> None:
+        name = self._parameter("name")
+        data = b"".join(self._chunks)
+        if name == self._image_field:
+            if len(self.content.images) >= self._max_images:
+                raise too_many(self._max_images)
+            self.content.images.append(Upload(self._parameter("filename")[:200], data))
+        elif len(self.content.parameters) >= _MAX_FIELDS:
+            raise malformed("malformed_multipart", f"the form has more than {_MAX_FIELDS} fields that are no image")
+        else:
+            # What is longer is no parameter of ours, or a wrong one.
+            self.content.parameters[name] = data[:_MAX_FIELD_BYTES].decode("utf-8", "replace")
+
+    def _finish(self) -> None:
+        self.complete = True
+
+    def _parameter(self, name: str) -> str:
+        value = self._disposition.get_param(name, "", "content-disposition")
+        return value if isinstance(value, str) else ""
+
+
+def _parse_json(body: bytes, image_field: str) -> Content:
+    try:
+        value = json.loads(body)
+    # Deep nesting is a RecursionError.
+    except (ValueError, RecursionError) as error:
+        raise malformed("malformed_json", "the body is not JSON") from error
+    if not isinstance(value, dict):
+        raise malformed("malformed_json", "the body is not a JSON object")
+    images = value.pop(image_field, None)
+    content = Content()
+    for text in images if isinstance(images, list) else [images] if images is not None else []:
+        content.images.append(Upload("", _from_base64(text, image_field)))
+    content.parameters = {name: _as_text(parameter) for name, parameter in value.items()}
+    return content
+
+
+def _from_base64(text: object, image_field: str) -> bytes:
+    if not isinstance(text, str):
+        raise malformed("malformed_json", f"`{image_field}` is not a base64 text")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise malformed("malformed_base64", f"`{image_field}` is not base64 (URLs are not fetched)") from error
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value

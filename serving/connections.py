@@ -1,0 +1,117 @@
+"""Connections that don't get on: uvicorn waits for ever for a client's headers, and for what is left of a body.
+
+BentoML starts uvicorn with no say in its HTTP protocol but the entry `auto` of uvicorn's own table.
+"""
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+import uvicorn.config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serving.errors import RETRY_AFTER_S
+from serving.settings import ServerSettings
+
+MAX_HEADER_BYTES = 65_536
+
+
+def guard_connections(settings: ServerSettings) -> None:
+    """Let uvicorn use `GuardedProtocol`, with the limits of `settings`."""
+
+    class Configured(GuardedProtocol):
+        receive_timeout = settings.receive_timeout
+        max_connections = settings.max_connections
+
+    # A class where uvicorn's table has import strings is passed on by it as it is.
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = Configured  # type: ignore[assignment]
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with a time limit wherever the client is to send, and errors as JSON."""
+
+    receive_timeout: float
+    max_connections: int
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._timer: asyncio.TimerHandle | None = None
+        self._header_bytes: int | None = 0
+        self._receiving = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse a connection above the limit; else wait for its first request."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: come back later")
+            return
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what comes before the end of the headers, which uvicorn keeps whole."""
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._header_bytes is not None and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the headers are too large")
+
+    def on_message_begin(self) -> None:
+        """Wait for the headers of a request."""
+        super().on_message_begin()
+        self._receiving = True
+        self._header_bytes = 0
+        self._wait()
+
+    def on_headers_complete(self) -> None:
+        """Leave the body to the app, which has its own limit of time."""
+        self._stop_waiting()
+        self._header_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self._receiving = False
+        self._header_bytes = 0
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a body that was answered before its end, as one that is too large is."""
+        super().on_response_complete()
+        if self._receiving and not self.transport.is_closing():
+            self._wait()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._refuse(HTTPStatus.BAD_REQUEST, "malformed_http", msg)
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(self.receive_timeout, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
+
+    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
+        """Answer without the app, unless it is answering, and close."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            body = json.dumps({"error": {"code": code, "message": message}}).encode()
+            head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                head += f"retry-after: {RETRY_AFTER_S}\r\n"
+            head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(head.encode("ascii") + body)
+        self.transport.close()

@@ -1,0 +1,129 @@
+"""What every request passes on its way in and out: its id, its key, its log line, its figures, its errors."""
+
+import logging
+import os
+import re
+import time
+from http import HTTPStatus
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.errors import RequestError
+from serving.keys import Guard
+from serving.metrics import METRICS
+
+logger = logging.getLogger("tailstack.requests")
+REQUEST_ID = "x-request-id"
+INTERNAL_ERROR = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", "the server made a mistake")
+UNMATCHED = "unmatched"
+_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+_METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
+_CLIENT_LEFT = 499
+_QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+_SECURITY = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+class Edge:
+    """Outermost layer of the app: nothing that goes wrong behind it reaches a client but as a documented error."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["type"] == "http":
+            await _Exchange(scope, send).serve(self._app, self._guard, receive)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._start = time.perf_counter()
+        self._headers = Headers(scope=scope)
+        given = self._headers.get(REQUEST_ID, "")
+        self._id = given if _ID.fullmatch(given) else os.urandom(16).hex()
+        self._status = 0
+        scope.setdefault("state", {})["request_id"] = self._id
+
+    async def serve(self, app: ASGIApp, guard: Guard, receive: Receive) -> None:
+        """Let the app answer, or answer with an error."""
+        scope = self._scope
+        try:
+            guard.check(scope["path"], scope["method"], self._headers)
+            await app(scope, receive, self._answer)
+        except RequestError as error:
+            await self._answer_with(error.response(scope["path"]))
+        except ClientDisconnect:
+            self._status = _CLIENT_LEFT
+        except Exception:
+            logger.exception("the request failed", extra={"request_id": self._id})
+            if not self._status:
+                await self._answer_with(INTERNAL_ERROR.response(scope["path"]))
+        finally:
+            self._record()
+
+    async def _answer(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self._id
+            for name, value in _SECURITY.items():
+                headers.setdefault(name, value)
+        await self._send(message)
+
+    async def _answer_with(self, response: Response) -> None:
+        await response(self._scope, _nothing, self._answer)
+
+    def _record(self) -> None:
+        scope = self._scope
+        seconds = time.perf_counter() - self._start
+        route = getattr(scope.get("route"), "path", UNMATCHED)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        METRICS.requests.labels(route, method, str(self._status)).inc()
+        METRICS.request_seconds.labels(route).observe(seconds)
+        if route in _QUIET and self._status < 400:
+            return
+        logger.info(
+            "%s %s",
+            scope["method"],
+            scope["path"][:200],
+            extra={
+                "request_id": self._id,
+                "route": route,
+                "status": self._status,
+                "milliseconds": round(seconds * 1000, 2),
+                "bytes": self._headers.get("content-length"),
+                "client": (scope.get("client") or ("",))[0],
+            },
+        )
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer an error that the app raised itself: our own, or Starlette's for an unknown path or method."""
+    if isinstance(error, HTTPException):
+        status = HTTPStatus(error.status_code)
+        message = f"there is no {request.url.path[:100]}" if status == HTTPStatus.NOT_FOUND else str(error.detail)
+        error = RequestError(status, status.name.lower(), message)
+    answer = error if isinstance(error, RequestError) else INTERNAL_ERROR
+    return answer.response(request.url.path)

@@ -1,0 +1,94 @@
+"""The model that answers, and its exchange for a new version of the file while requests go on."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from serving.metrics import METRICS
+from serving.runtime import Model
+from serving.settings import ServerSettings
+from tailstack.errors import UserError
+
+logger = logging.getLogger("tailstack")
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+class LiveModel:
+    """Holds the model; a new one is loaded beside it, checked, warmed up and only then put in its place.
+
+    Raises:
+        UserError: the first model can't be served.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._loading = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._seen = self._signature()
+        self.current = self._load()
+        _show(self.current, 1)
+
+    async def reload(self) -> bool:
+        """Load the file again; return whether the model that answers is another one now.
+
+        Raises:
+            UserError: the file can't be served; the old model goes on.
+        """
+        async with self._loading:
+            self._seen = self._signature()
+            loop = asyncio.get_running_loop()
+            try:
+                new = await loop.run_in_executor(self._loader, self._load)
+            except UserError as error:
+                METRICS.reloads.labels("refused").inc()
+                logger.warning("new model refused, %s goes on: %s", self.current.version, error)
+                raise
+            if new.version == self.current.version:
+                METRICS.reloads.labels("unchanged").inc()
+                return False
+            old, self.current = self.current, new
+            _show(old, 0)
+            _show(new, 1)
+            METRICS.reloads.labels("loaded").inc()
+            logger.info("model %s replaces %s", new.version, old.version)
+            return True
+
+    async def watch(self) -> None:
+        """Reload whenever the file or its sidecar changes, for ever."""
+        while True:
+            await asyncio.sleep(self._settings.reload_interval)
+            # A copy in progress changes from look to look: wait until it holds still.
+            before = self._signature()
+            if before == self._seen or before[0] is None:
+                continue
+            await asyncio.sleep(min(1.0, self._settings.reload_interval))
+            if self._signature() == before:
+                try:
+                    await self.reload()
+                except UserError:
+                    continue  # logged; the next change of the file is the next try
+
+    def close(self) -> None:
+        """End the loading thread."""
+        self._loader.shutdown(wait=False)
+
+    def _load(self) -> Model:
+        settings = self._settings
+        return Model.load(settings.model, settings.device, settings.threads_per_worker, settings.max_batch)
+
+    def _signature(self) -> Signature:
+        model = self._settings.model
+        return tuple(_stat(path) for path in (model, model.with_name(f"{model.name}.sha256")))
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _show(model: Model, value: int) -> None:
+    METRICS.model.labels(model.artifact.name, model.version, model.provider).set(value)

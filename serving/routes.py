@@ -1,0 +1,127 @@
+"""The routes that classify images."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from serving.body import Upload, parse
+from serving.errors import ErrorResponse, RequestError
+from serving.protocol import (
+    DEFAULT_TOP_K,
+    BatchClassification,
+    Classification,
+    ImageError,
+    ImageResult,
+    Options,
+    image_result,
+    name_of,
+)
+from serving.runtime import Model
+from serving.server import Server
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "malformed request",
+        401: "no API key or a wrong one, where keys are set",
+        408: "the request did not arrive in time",
+        413: "too many bytes or pixels",
+        415: "not an image of a kind that is read here",
+        422: "a broken image",
+        503: "full; the header Retry-After says when to come back",
+        504: "no answer in time",
+    }.items()
+}
+_BINARY = {"type": "string", "format": "binary"}
+_BASE64 = {"type": "string", "format": "byte", "description": "base64; a data: URL will do"}
+_OPTIONS: dict[str, Any] = {
+    "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": DEFAULT_TOP_K},
+    "min_probability": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
+    "learners": {"type": "boolean", "default": True, "description": "each learner's vote"},
+}
+
+
+def _body(field: str, binary: dict[str, Any], base64: dict[str, Any], *, raw: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        kind: {"schema": {"type": "object", "required": [field], "properties": {field: schema, **_OPTIONS}}}
+        for kind, schema in (("multipart/form-data", binary), ("application/json", base64))
+    }
+    if raw:
+        content["application/octet-stream"] = {"schema": _BINARY}
+    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in _OPTIONS.items()]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+def add(app: FastAPI, server: Server) -> None:
+    """Add the routes to `app`."""
+
+    @app.post(
+        "/classify",
+        responses=ERRORS,
+        response_model=Classification,
+        openapi_extra=_body("image", _BINARY, _BASE64, raw=True),
+        summary="Classify one image",
+    )
+    async def classify(request: Request) -> Response:
+        """Send the image as the form's field `image`, as base64 in JSON, or as the body itself."""
+        classifier = server.classifier
+        async with server.receiver.receive(request) as body, classifier.deadline():
+            model = classifier.model
+            with classifier.admit(1):
+                content, pixels = await classifier.in_thread(_parse_and_decode, server, model, body, request)
+                options = Options.read(request.query_params, content)
+                result = image_result(model, await classifier.classify_pixels(model, pixels), options)
+        answer = Classification(
+            request_id=request.state.request_id,
+            model=name_of(model),
+            predictions=result.predictions,
+            learners=result.learners,
+        )
+        return _json(answer)
+
+    @app.post(
+        "/classify/batch",
+        responses=ERRORS,
+        response_model=BatchClassification,
+        openapi_extra=_body(
+            "images", {"type": "array", "items": _BINARY}, {"type": "array", "items": _BASE64}, raw=False
+        ),
+        summary="Classify several images",
+    )
+    async def classify_batch(request: Request) -> Response:
+        """Send the images as the form's repeated field `images`, or as a list in JSON.
+
+        Each image has its own result or its own error, in order.
+        """
+        classifier = server.classifier
+        async with server.receiver.receive(request) as body, classifier.deadline():
+            model = classifier.model
+            kind = request.headers.get("content-type", "")
+            content = await classifier.in_thread(parse, body, kind, "images", server.settings.max_images)
+            options = Options.read(request.query_params, content.parameters)
+            with classifier.admit(len(content.images)):
+                results = await asyncio.gather(*(_one(server, model, upload, options) for upload in content.images))
+        return _json(
+            BatchClassification(request_id=request.state.request_id, model=name_of(model), results=list(results))
+        )
+
+
+def _parse_and_decode(server: Server, model: Model, body: bytes, request: Request) -> tuple[dict[str, str], Any]:
+    content = parse(body, request.headers.get("content-type", ""), "image", max_images=1)
+    return content.parameters, server.classifier.decode(model, content.images[0])
+
+
+async def _one(server: Server, model: Model, upload: Upload, options: Options) -> ImageResult | ImageError:
+    try:
+        return image_result(model, await server.classifier.classify_image(model, upload), options)
+    except RequestError as error:
+        if error.status == HTTPStatus.GATEWAY_TIMEOUT:
+            raise
+        return ImageError(error=error.detail())
+
+
+def _json(answer: Classification | BatchClassification) -> Response:
+    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")

@@ -1,0 +1,97 @@
+"""The BentoML service: `bentoml serve` starts, watches and stops the workers, and each serves our app.
+
+BentoML's own app around a service is left out: it answers bad images with 500, follows URLs, counts unknown paths in
+/metrics without bound, and puts a third party's script on its page. `docs/serving.md` lists what was found.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import bentoml
+from _bentoml_sdk import Service
+from starlette.types import ASGIApp
+
+from serving import logs
+from serving.connections import guard_connections
+from serving.runtime import check_model
+from serving.settings import METRICS_DIRECTORY, ServerSettings
+from tailstack.errors import UserError
+from tailstack.session import open_session
+
+if TYPE_CHECKING:
+    from serving.server import Server
+
+T = TypeVar("T")
+
+
+class TailstackService(Service[Any]):
+    """A BentoML service whose workers serve `serving.app`."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        """Return the app of one worker."""
+        logs.configure()
+        return _or_exit(_worker_app)
+
+
+def _worker_app() -> ASGIApp:
+    # Only a worker has figures: metrics decides, when it is imported, how they are kept.
+    from serving.app import build_app  # noqa: PLC0415
+
+    settings = ServerSettings.from_environment()
+    guard_connections(settings)
+
+    def when_started(server: "Server") -> None:
+        server.drain_on_sigterm(settings.drain)
+        server.guard.warn_if_open()
+
+    return build_app(settings, when_started)
+
+
+def _check() -> None:
+    """Find mistakes before any worker starts.
+
+    Found by a worker, they would end that worker, with a traceback, and BentoML would start the next one.
+    """
+    settings = ServerSettings.from_environment()
+    settings.keys(), settings.all_admin_keys()
+    check_model(settings.model)
+    if settings.device in ("cuda", "tensorrt"):
+        open_session(settings.model, settings.device)
+
+
+def _or_exit(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+@bentoml.service(
+    name="tailstack",
+    workers=_or_exit(ServerSettings.from_environment).workers,
+    service_class=TailstackService,
+)
+class Tailstack:
+    """Classifies images with the ensemble in one ONNX file."""
+
+    @bentoml.on_deployment
+    def before_workers() -> None:
+        """Check the settings and the model, and prepare what the workers share. Called by BentoML, without a self."""
+        _or_exit(_check)
+        logs.configure()
+        if _or_exit(ServerSettings.from_environment).workers > 1:
+            _share_metrics()
+
+
+def _share_metrics() -> None:
+    """Make the folder in which the workers of this server add up their figures.
+
+    BentoML's own folder is the same for all servers of a user, and each start empties it.
+    """
+    folder = tempfile.mkdtemp(prefix="tailstack-metrics-")
+    os.environ[METRICS_DIRECTORY] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)

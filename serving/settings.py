@@ -1,0 +1,123 @@
+"""What the server takes from its environment: each field of `ServerSettings` has a variable `TAILSTACK_<FIELD>`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from tailstack.errors import UserError
+from tailstack.session import Device
+
+PREFIX = "TAILSTACK_"
+METRICS_DIRECTORY = "TAILSTACK_METRICS_DIR"
+"""Set by the server itself, for its workers."""
+_ROOT = Path(__file__).parent.parent
+
+
+def _words(text: object) -> object:
+    return tuple(word.strip() for word in text.split(",") if word.strip()) if isinstance(text, str) else text
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+"""Comma-separated in the environment."""
+
+
+class ServerSettings(BaseModel):
+    """Settings of the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = _ROOT / "models" / "ensemble.onnx"
+    """The file to serve."""
+    device: Device = "auto"
+    """`cuda` and `tensorrt` fail where they don't really work; `auto` takes CUDA where it does, else the CPU."""
+    workers: int = Field(default=1, ge=1)
+    """Processes, each with the model."""
+    threads: int = Field(default=0, ge=0)
+    """Threads of one inference on the CPU; 0 shares the cores among the workers."""
+    max_batch: int = Field(default=16, ge=1)
+    """Images that one inference takes at most."""
+    max_queue: int = Field(default=128, ge=1)
+    """Images that wait or are worked on; above it a request is told to come back."""
+    max_images: int = Field(default=64, ge=1)
+    """Images in one request."""
+    max_bytes: int = Field(default=20_000_000, ge=1)
+    """Bytes of one request's body."""
+    max_buffered_bytes: int = Field(default=200_000_000, ge=1)
+    """Bytes of all bodies that are being received or worked on."""
+    max_pixels: int = Field(default=50_000_000, ge=1)
+    """Height times width of an image that is decoded."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Open connections of one worker."""
+    timeout: float = Field(default=30.0, gt=0)
+    """Seconds from a complete request to its answer; above it, 504."""
+    receive_timeout: float = Field(default=30.0, gt=0)
+    """Seconds in which a client sends its request: the headers, and then the body."""
+    drain: float = Field(default=1.0, ge=0)
+    """Seconds between SIGTERM, when /readyz begins to fail, and the end of accepting connections."""
+    reload_interval: float = Field(default=2.0, ge=0)
+    """Seconds between looks at the model file for a new version; 0 doesn't look."""
+    api_keys: Words = ()
+    api_keys_file: Path | None = None
+    """One key a line. Without any key, whoever reaches the server may use it."""
+    admin_keys: Words = ()
+    admin_keys_file: Path | None = None
+    """Keys of `POST /model/reload`, which is closed without one."""
+    cors_origins: Words = ()
+    """Origins whose pages may call the server from a browser, or `*`."""
+    otlp_endpoint: str | None = None
+    """Where OpenTelemetry traces go, such as `http://collector:4318/v1/traces`."""
+
+    @classmethod
+    def from_environment(cls) -> "ServerSettings":
+        """Read the settings.
+
+        Raises:
+            UserError: naming each variable whose value can't be used.
+        """
+        values = {
+            name: os.environ[PREFIX + name.upper()] for name in cls.model_fields if PREFIX + name.upper() in os.environ
+        }
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = [
+                f"{PREFIX}{str(problem['loc'][0]).upper()} is {problem['input']!r}: {problem['msg']}"
+                for problem in error.errors()
+            ]
+            raise UserError("; ".join(problems)) from error
+
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads of one inference, once the cores are shared among the workers."""
+        return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the API keys of the variable and of the file.
+
+        Raises:
+            UserError: the file can't be read.
+        """
+        return self.api_keys + _read_keys(self.api_keys_file)
+
+    def all_admin_keys(self) -> tuple[str, ...]:
+        """Return the admin keys of the variable and of the file.
+
+        Raises:
+            UserError: the file can't be read.
+        """
+        return self.admin_keys + _read_keys(self.admin_keys_file)
+
+
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"keys file {path} can't be read: {error}") from error
+    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not keys:
+        raise UserError(f"keys file {path} has no key")
+    return keys

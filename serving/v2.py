@@ -1,0 +1,232 @@
+"""The Open Inference Protocol, version 2, with its extension for binary tensors: what Triton's clients speak."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import FastAPI, Header, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import JSONResponse, Response
+
+import tailstack
+from serving.batcher import Result
+from serving.body import too_many
+from serving.errors import RequestError, malformed
+from serving.runtime import Model
+from serving.server import Server
+from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
+from tailstack.images import Pixels
+
+HEADER_LENGTH = "inference-header-content-length"
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+            }
+        },
+    }
+    for status, text in {
+        400: "malformed request",
+        401: "no API key or a wrong one, where keys are set",
+        404: "no such model or version",
+        408: "the request did not arrive in time",
+        413: "too many bytes",
+        415: "a compressed body",
+        503: "not ready or full",
+        504: "no answer in time",
+    }.items()
+}
+
+
+class _Tensor(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    shape: list[Annotated[int, Field(ge=0, le=1_000_000)]] = Field(max_length=8)
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class _Wanted(BaseModel):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(BaseModel):
+    """The JSON part of a request."""
+
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    inputs: list[_Tensor] = Field(min_length=1, max_length=1)
+    outputs: list[_Wanted] | None = Field(default=None, max_length=16)
+
+
+def add(app: FastAPI, server: Server) -> None:
+    """Add the routes to `app`."""
+
+    def find(name: str, version: str = "") -> Model:
+        model = server.live.current
+        if name != model.artifact.name or version not in ("", model.version):
+            wanted = f"model {name[:100]!r}" + (f" version {version[:40]!r}" if version else "")
+            raise RequestError(HTTPStatus.NOT_FOUND, "not_found", f"there is no {wanted}; GET /model names it")
+        return model
+
+    @app.get("/v2", summary="The server", tags=["v2"], responses={401: _ERRORS[401]})
+    async def metadata() -> dict[str, Any]:
+        return {"name": "tailstack", "version": tailstack.__version__, "extensions": ["binary_tensor_data"]}
+
+    @app.get("/v2/health/live", summary="Whether the process runs", tags=["v2"])
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", summary="Whether requests are to be sent", tags=["v2"], responses={503: _ERRORS[503]})
+    async def ready() -> dict[str, bool]:
+        server.check_ready()
+        return {"ready": True}
+
+    missing: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
+
+    @app.get("/v2/models/{name}", summary="A model's tensors", tags=["v2"], responses=missing)
+    @app.get("/v2/models/{name}/versions/{version}", summary="A model's tensors", tags=["v2"], responses=missing)
+    async def model_metadata(name: str, version: str = "") -> dict[str, Any]:
+        return _describe(find(name, version))
+
+    missing |= {503: _ERRORS[503]}
+
+    @app.get("/v2/models/{name}/ready", summary="Whether it answers", tags=["v2"], responses=missing)
+    @app.get("/v2/models/{name}/versions/{version}/ready", summary="Whether it answers", tags=["v2"], responses=missing)
+    async def model_ready(name: str, version: str = "") -> dict[str, Any]:
+        find(name, version)
+        server.check_ready()
+        return {"name": name, "ready": True}
+
+    body = {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+                },
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    }
+
+    @app.post("/v2/models/{name}/infer", summary="Infer", tags=["v2"], responses=_ERRORS, openapi_extra=body)
+    @app.post(
+        "/v2/models/{name}/versions/{version}/infer",
+        summary="Infer",
+        tags=["v2"],
+        responses=_ERRORS,
+        openapi_extra=body,
+    )
+    async def infer(
+        name: str,
+        request: Request,
+        version: str = "",
+        inference_header_content_length: Annotated[
+            str | None, Header(description="bytes of JSON before tensors")
+        ] = None,
+    ) -> Response:
+        model = find(name, version)
+        async with server.receiver.receive(request) as data, server.classifier.deadline():
+            classifier = server.classifier
+            arguments = (data, inference_header_content_length, model, server.settings.max_images)
+            inference, images = await classifier.in_thread(_read, *arguments)
+            with classifier.admit(len(images)):
+                results = await asyncio.gather(*(classifier.classify_pixels(model, pixels) for pixels in images))
+            return _answer(model, inference, list(results))
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    classes, learners = len(model.artifact.classes), len(model.artifact.learners)
+    return {
+        "name": model.artifact.name,
+        "versions": [model.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *model.artifact.image_size, 3]}],
+        "outputs": [
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": LEARNER_PROBABILITIES, "datatype": "FP32", "shape": [-1, learners, classes]},
+        ],
+    }
+
+
+def _read(body: bytes, header_length: str | None, model: Model, max_images: int) -> tuple[InferRequest, Pixels]:
+    """Take a request apart, into its JSON and its images, uint8 `[images, height, width, 3]`."""
+    length = len(body)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdecimal() and len(header_length) < 10):
+            raise malformed("malformed_header", f"{HEADER_LENGTH} is not a number")
+        length = int(header_length)
+        if length > len(body):
+            raise malformed("malformed_header", f"{HEADER_LENGTH} is larger than the body")
+    try:
+        request = InferRequest.model_validate_json(body[:length])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise malformed("malformed_json", f"{where}: {first['msg']}"[:300].removeprefix(": ")) from error
+    _check_outputs(request)
+    return request, _images(request.inputs[0], body[length:], model, max_images)
+
+
+def _check_outputs(request: InferRequest) -> None:
+    for output in request.outputs or []:
+        if output.name not in (PROBABILITIES, LEARNER_PROBABILITIES):
+            raise malformed("unknown_output", f"there is no output {output.name[:100]!r}")
+        unknown = set(output.parameters) - {"binary_data"}
+        if unknown:
+            raise malformed("unknown_parameter", f"outputs have no parameter {min(unknown)[:100]!r} here")
+
+
+def _images(tensor: _Tensor, binary: bytes, model: Model, max_images: int) -> Pixels:
+    expected = [*model.artifact.image_size, 3]
+    if (tensor.name, tensor.datatype) != (INPUT, "UINT8") or tensor.shape[1:] != expected or tensor.shape[0] < 1:
+        raise malformed("wrong_tensor", f"the input has to be {INPUT!r}, UINT8, of shape [images, {str(expected)[1:]}")
+    if tensor.shape[0] > max_images:
+        raise too_many(max_images)
+    size = int(np.prod(tensor.shape))
+    if "binary_data_size" in tensor.parameters:
+        if tensor.data is not None or tensor.parameters["binary_data_size"] != len(binary) or len(binary) != size:
+            raise malformed("wrong_size", f"the tensor needs {size} bytes of binary data, and no `data`")
+        return np.frombuffer(binary, dtype=np.uint8).reshape(tensor.shape)
+    try:
+        values = np.asarray(tensor.data)
+    except ValueError as error:
+        raise malformed("wrong_size", "`data` is not a tensor") from error
+    if values.dtype.kind != "i" or values.size != size or binary:
+        raise malformed("wrong_size", f"`data` has to be {size} whole numbers")
+    if values.min() < 0 or values.max() > 255:
+        raise malformed("wrong_value", "`data` has values that are not from 0 to 255")
+    return values.astype(np.uint8).reshape(tensor.shape)
+
+
+def _answer(model: Model, request: InferRequest, results: list[Result]) -> Response:
+    tensors = {
+        PROBABILITIES: np.stack([result.probabilities for result in results]),
+        LEARNER_PROBABILITIES: np.stack([result.votes for result in results]),
+    }
+    default = request.parameters.get("binary_data_output") is True
+    wanted = request.outputs or [_Wanted(name=name) for name in tensors]
+    outputs: list[dict[str, Any]] = []
+    binary: list[bytes] = []
+    for output in wanted:
+        tensor = tensors[output.name]
+        entry: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(tensor.shape)}
+        if output.parameters.get("binary_data", default) is True:
+            binary.append(tensor.astype("<f4").tobytes())
+            entry["parameters"] = {"binary_data_size": len(binary[-1])}
+        else:
+            entry["data"] = tensor.ravel().tolist()
+        outputs.append(entry)
+    answer = {"model_name": model.artifact.name, "model_version": model.version, "id": request.id, "outputs": outputs}
+    head = JSONResponse(answer)
+    if not binary:
+        return head
+    headers = {HEADER_LENGTH: str(len(head.body))}
+    return Response(bytes(head.body) + b"".join(binary), media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,51 @@
+"""`bentoml serve` with a model that can't be served: one clear line and a non-zero exit."""
+
+import subprocess
+from pathlib import Path
+
+import onnx
+import pytest
+
+from tests.serving.conftest import ROOT, free_port, serve_command, serve_environment
+
+
+def start(**variables: str) -> "subprocess.CompletedProcess[str]":
+    command = serve_command(free_port())
+    return subprocess.run(
+        command, cwd=ROOT, env=serve_environment(**variables), capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def foreign_model(path: Path) -> Path:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [value], [out])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("missing", "python -m export"),
+        ("cut short", "damaged or cut short"),
+        ("foreign", "not a Tailstack model"),
+    ],
+)
+def test_a_model_that_cannot_be_served(kind: str, says: str, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    if kind == "cut short":
+        path.write_bytes(tiny_model.read_bytes()[:100_000])
+    elif kind == "foreign":
+        foreign_model(path)
+    result = start(TAILSTACK_MODEL=str(path))
+    output = result.stdout + result.stderr
+    assert result.returncode == 1
+    assert says in output
+    assert "Traceback" not in output
+
+
+def test_a_setting_that_cannot_be_used(tiny_model: Path) -> None:
+    result = start(TAILSTACK_MODEL=str(tiny_model), TAILSTACK_DEVICE="tpu")
+    assert result.returncode == 1
+    assert "TAILSTACK_DEVICE" in result.stderr
