@@ -27,9 +27,10 @@ from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.fit import quieten
 from training.learner import METRICS, LearnerTraining, train_learner
+from training.losses import LongTailLoss
 from training.memory import keep_freed_memory
 from training.settings import FitSettings
-from training.techniques import LearnerPlan
+from training.techniques import LearnerPlan, Recipe
 
 STEPS = 20
 """Steps of one measured turn."""
@@ -64,10 +65,12 @@ class PeakMemory(threading.Thread):
         return self.peak
 
 
-def bare_speed(learner: Learner, images: torch.Tensor, labels: torch.Tensor, settings: FitSettings) -> float:
+def bare_speed(
+    learner: Learner, plan: LearnerPlan, images: torch.Tensor, labels: torch.Tensor, settings: FitSettings
+) -> float:
     """Return images per second of forward, backward and step on one batch in memory."""
     learner.train()
-    module = LearnerTraining(learner, None, settings.lr, STEPS * 2, seed=0)
+    module = LearnerTraining(learner, LongTailLoss(), settings, plan, STEPS * 2)
     optimizer = module.configure_optimizers()["optimizer"]
     times = []
     for _ in range(STEPS):
@@ -82,7 +85,7 @@ def bare_speed(learner: Learner, images: torch.Tensor, labels: torch.Tensor, set
 def fit_speed(learner: Learner, plan: LearnerPlan, data: TrainingData, settings: FitSettings) -> float:
     """Return images per second of the second epoch of `fit`; the first one starts the workers."""
     with tempfile.TemporaryDirectory() as folder:
-        train_learner(learner, plan, data, None, settings, Path(folder), Console(quiet=True))
+        train_learner(learner, plan, data, LongTailLoss(), settings, Path(folder), Console(quiet=True))
         with (Path(folder) / METRICS).open(encoding="utf-8", newline="") as file:
             return float(list(csv.DictReader(file))[-1]["images_per_second"])
 
@@ -102,13 +105,13 @@ def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
     train, val = store.train.subset(spread[:count]), store.train.subset(spread[count : count + VALIDATION])
     data = TrainingData(load_pixels(train, size, "train"), train.labels, load_pixels(val, size, "val"), val.labels)
     architecture = settings.architectures[0]
-    plan = LearnerPlan(f"0-{architecture}", architecture, np.arange(count), "none", seed=0)
+    plan = LearnerPlan(f"0-{architecture}", architecture, np.arange(count), Recipe(), tau=1.0, seed=0)
     learner = Learner(architecture, len(store.classes), settings.resolution).to(memory_format=torch.channels_last)
     images = torch.from_numpy(data.train_pixels[np.arange(settings.batch_size)])
     labels = torch.from_numpy(train.labels[: settings.batch_size])
     bare, fit = [], []
     for _ in range(rounds):
-        bare.append(bare_speed(learner, images, labels, settings))
+        bare.append(bare_speed(learner, plan, images, labels, settings))
         fit.append(fit_speed(learner, plan, data, settings))
     figures = {"bare": statistics.median(bare), "fit": statistics.median(fit)}
     return {**figures, "fit_to_bare": figures["fit"] / figures["bare"], "peak_memory_gib": memory.stop() / 2**30}

@@ -42,6 +42,14 @@ class Accuracy(TypedDict):
     per_class: list[ClassFigures]
 
 
+class ReliabilityBin(TypedDict):
+    """One bin of a reliability diagram: how many images, their mean confidence, and how often it was right."""
+
+    images: int
+    confidence: float
+    accuracy: float
+
+
 def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], class_counts: Labels) -> Accuracy:
     """Compute every accuracy figure of a report.
 
@@ -97,12 +105,25 @@ def top_k(probabilities: Probabilities, labels: Labels, k: int) -> float:
 
 def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
     """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017; l1 norm)."""
+    gaps = [
+        item["images"] * abs(item["accuracy"] - item["confidence"]) for item in reliability(probabilities, labels, bins)
+    ]
+    return float(np.sum(gaps) / len(labels))
+
+
+def reliability(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> list[ReliabilityBin]:
+    """Return the bins of a reliability diagram that have images: equal widths of confidence, open on the left."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
-    # Bins are open on the left, [0, 1/bins] apart.
     index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    images = np.bincount(index, minlength=bins)
+    sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, correct)]
+    return [
+        ReliabilityBin(
+            images=int(images[i]), confidence=float(sums[0][i] / images[i]), accuracy=float(sums[1][i] / images[i])
+        )
+        for i in np.flatnonzero(images)
+    ]
 
 
 def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:

@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tailstack.errors import UserError
 from tailstack.run import WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
+
+Head = Literal["linear", "cosine"]
 
 
 class Learner(nn.Module):
@@ -25,11 +27,13 @@ class Learner(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, architecture: str, num_classes: int, resolution: int) -> None:
+    def __init__(self, architecture: str, num_classes: int, resolution: int, *, head: Head = "linear") -> None:
         super().__init__()
         config = architecture_config(architecture)
         self.resolution = resolution
         self.backbone: Any = build_backbone(architecture, num_classes, resolution)
+        if head == "cosine":
+            _use_cosine_head(self.backbone, num_classes)
         for name in ("mean", "std"):
             values = torch.tensor(config[name]).view(1, 3, 1, 1) * 255
             self.register_buffer(f"pixel_{name}", values, persistent=False)
@@ -43,6 +47,23 @@ class Learner(nn.Module):
             pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
         logits: Tensor = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
         return logits.float()
+
+
+class CosineHead(nn.Module):
+    """Classifier whose logits are cosines between features and class weights, times a constant.
+
+    NormFace: Wang et al., 2017; the head that LDAM's margins are meant for.
+    """
+
+    scale = 30.0
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(num_classes, features) / features**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map `[batch, features]` to `[batch, classes]`."""
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
 class Ensemble(nn.Module):
@@ -60,11 +81,16 @@ class Ensemble(nn.Module):
         """Map uint8 `[batch, height, width, 3]` RGB to probabilities.
 
         Returns:
-            float32 `[batch, classes]`, the weighted mean, and float32 `[batch, learners, classes]`, each learner's own.
+            float32 `[batch, classes]`, the weighted mean, sharpened or flattened by the temperature, and float32
+            `[batch, learners, classes]`, each learner's own.
         """
         votes = torch.stack([learner(images) for learner in self.learners], dim=1)
-        votes = torch.softmax(votes / self.temperature, dim=2)
-        return (votes * self.weights).sum(dim=1), votes
+        votes = torch.softmax(votes, dim=2)
+        mean = (votes * self.weights).sum(dim=1)
+        if self.temperature != 1:
+            # Sharper or flatter, and a distribution again. Rows of zeros would have no logarithm.
+            mean = torch.softmax(torch.log(mean.clamp_min(torch.finfo(mean.dtype).tiny)) / self.temperature, dim=1)
+        return mean, votes
 
 
 def architecture_config(architecture: str) -> dict[str, Any]:
@@ -81,6 +107,16 @@ def architecture_config(architecture: str) -> dict[str, Any]:
     return config.to_dict() if config is not None else {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
+def _use_cosine_head(backbone: Any, num_classes: int) -> None:
+    linear = backbone.get_classifier()
+    backbone.set_submodule(module_name(backbone, linear), CosineHead(linear.in_features, num_classes))
+
+
+def module_name(network: nn.Module, wanted: nn.Module) -> str:
+    """Return the dotted name of a module of `network`."""
+    return str(next(name for name, module in network.named_modules() if module is wanted))
+
+
 def build_backbone(architecture: str, num_classes: int, resolution: int, *, pretrained: bool = False) -> nn.Module:
     """Build timm's network; `pretrained` takes its weights, all but the classifier's, from timm's hub."""
     # Transformers are built for one resolution; convolutional networks take any.
@@ -95,7 +131,7 @@ def load_learner(run: Path, record: LearnerRecord, num_classes: int) -> Learner:
     Raises:
         UserError: its weights are missing or don't fit.
     """
-    learner = Learner(record.architecture, num_classes, record.resolution)
+    learner = Learner(record.architecture, num_classes, record.resolution, head=record.head)
     path = learner_folder(run, record.name) / WEIGHTS_FILE
     try:
         learner.load_state_dict(load_file(path))

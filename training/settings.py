@@ -9,6 +9,7 @@ import yaml
 from tailstack.errors import UserError
 from tailstack.files import write_text
 
+Loss = Literal["none", "ins", "isns", "ens", "logit_adjusted", "ldam"]
 LITE_TRIO = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 
 
@@ -38,24 +39,47 @@ class FitSettings:
     """Folder with train.json and test.json, as `prepare` writes it."""
     output: Path
     """Folder of the run."""
-    technique: str = "stacking-wl"
-    """Which samples, architectures and losses make the learners: baseline, stacking or stacking-wl."""
+    technique: str = "tailstack"
+    """Which samples, architectures and losses make the learners; `python -m training techniques` lists them."""
     architectures: list[str] = field(default_factory=lambda: list(LITE_TRIO))
     """Names of timm models, one learner each where the technique stacks; else the first alone is used."""
-    loss: Literal["none", "ins", "isns", "ens"] = "isns"
-    """Class weights where the technique weighs: 1/n, 1/sqrt(n), or (1-beta)/(1-beta^n)."""
+    loss: Loss | None = None
+    """`none` is plain cross-entropy; `ins`, `isns` and `ens` weigh classes by 1/n, 1/sqrt(n) or (1-beta)/(1-beta^n)."""
     beta: float = 0.999
     """For `ens`: the nearer to 1, the nearer to 1/n."""
+    tau: list[float] | None = None
+    """For `logit_adjusted`: its strength; of several values each learner takes one, in turn."""
+    deferred: float | None = None
+    """Share of the epochs that pass before class weights count."""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    """Factors on the weights of single classes, by name: "{lynx: 3.5}"."""
+    threshold: int | None = None
+    """Images of a class after balancing, or of a bag's share of the largest class."""
+    bag_split: Literal["median", "threshold"] = "median"
+    """Which classes go into every bag: those under the median count, or those under the threshold."""
     batch_size: int = 64
     lr: float = 1e-3
-    """Peak of the one-cycle schedule."""
+    """Peak of the learning rate, which rises in the warm-up and then falls to zero along a cosine."""
+    body_lr: float | None = None
+    """Learning rate of the pretrained body, as a share of the head's."""
+    warm_up: float = 0.25
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.05
+    ema: float | None = None
+    """Decay of the average of weights (by step) that is kept in the place of the last ones; 0 keeps the last."""
     epochs: int = 8
     resolution: int = 96
     """Height and width, in pixels, that the backbones see."""
-    augment: Literal["none", "reference", "flip"] = "reference"
-    """`reference` shifts, scales, rotates and changes colours; `flip` mirrors images as well."""
+    grow_from: int | None = None
+    """Resolution of the first epoch, from which it grows over two thirds of them; 0 doesn't grow."""
+    freeze: float | None = None
+    """Share of the epochs in which the first third of a backbone's layers doesn't learn."""
+    augment: Literal["none", "reference", "flip", "light"] = "reference"
+    """`reference` shifts, scales, rotates and changes colours; `flip` mirrors as well; `light` mirrors and shifts."""
     pretrained: bool = True
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    blend: bool | None = None
+    """Fit the learners' weights and a temperature on validation, and keep them where they help there."""
     num_workers: int = 1
     """Processes that augment images beside the training."""
     val_fraction: float = 0.2
@@ -70,15 +94,21 @@ class FitSettings:
         Raises:
             UserError: naming the setting.
         """
-        for name in ("batch_size", "epochs", "resolution", "devices"):
-            if getattr(self, name) < 1:
+        for name in ("batch_size", "epochs", "resolution", "devices", "threshold"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, and has to be 1 or more")
         if not self.architectures:
             raise UserError("--architectures is empty: name one timm model or more")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"--val_fraction is {self.val_fraction}, and has to lie between 0 and 1")
-        if not 0 <= self.beta < 1:
-            raise UserError(f"--beta is {self.beta}, and has to be at least 0 and less than 1")
+        for name in ("beta", "ema", "warm_up", "freeze", "deferred"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"--{name} is {value}, and has to be at least 0 and less than 1")
+        if self.tau is not None and not self.tau:
+            raise UserError("--tau is empty: give one strength or more")
+        if any(weight <= 0 for weight in self.class_weights.values()):
+            raise UserError("--class_weights has a factor that is not above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -87,3 +117,36 @@ class FitSettings:
     def save(self, path: Path) -> None:
         """Write the settings as YAML that `--config` reads."""
         write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+@dataclass
+class CompareSettings:
+    """Train every technique on every datastore with every seed, and write a report; the same command goes on later."""
+
+    output: Path
+    """Folder of the results: a small JSON file a cell, and the report."""
+    runs: Path | None = None
+    """Folder of the trained runs; the default is runs/ and the output's name."""
+    datastores: list[Path] = field(default_factory=list)
+    """Folders of datastores, such as a data set's imbalanced variants."""
+    techniques: list[str] = field(default_factory=lambda: ["all"])
+    """Names of techniques, or `all`."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Each trains all anew."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be compared.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if not self.datastores:
+            raise UserError("--datastores is empty: name one folder or more")
+        names = [path.name for path in self.datastores]
+        if len(set(names)) < len(names):
+            raise UserError("two of --datastores have folders of the same name, by which results are told apart")
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where the runs lie."""
+        return self.runs or Path("runs") / self.output.name

@@ -53,7 +53,7 @@ def test_ordered_keys_are_every_image_in_order() -> None:
     assert [key.indices.tolist() for key in keys] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("augment", ["reference", "flip"])
+@pytest.mark.parametrize("augment", ["reference", "flip", "light"])
 def test_augmentation_is_decided_by_the_key(augment: dataset.Augment) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(20)

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from tailstack import datastore as datastores
 from tailstack.errors import UserError, run_command
-from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord
+from tailstack.metrics import top_k
+from tailstack.network import Learner, load_ensemble
+from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from training.__main__ import main
 from training.fit import fit
-from training.learner import CHECKPOINT, METRICS, LearnerTraining
+from training.learner import CHECKPOINT, METRICS, Journal, one_cycle, parameter_groups
 from training.settings import FitSettings
+from training.techniques import completed
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +74,7 @@ def dies(path):
 learner.whole_file = dies
 main()
 """
-"""`fit` in a process that is killed while it writes its second checkpoint."""
+"""`fit` in a process that is killed while it writes its first weights."""
 
 
 def test_a_killed_process_costs_no_more_than_the_epoch_it_was_in(tiny_datastore: Path, tmp_path: Path) -> None:
@@ -104,7 +108,7 @@ def test_what_a_run_consists_of(tiny_datastore: Path, tmp_path: Path) -> None:
     assert (record.classes, record.class_counts) == (store.classes, store.train.counts(6).tolist())
     assert record.image_size == (32, 32)
     assert record.datastore == {"path": str(tiny_datastore), **store.digests()}
-    assert record.config == chosen.to_dict()
+    assert record.config == completed(chosen).to_dict()
     assert record.learners[0].loss == "none"
     split = json.loads((tmp_path / "run" / SPLIT_FILE).read_text())
     assert sorted(split["train"] + split["val"]) == list(range(len(store.train)))
@@ -134,8 +138,7 @@ def test_a_split_of_the_datastore_is_taken_as_it_is(copy: Path, tmp_path: Path) 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize("steps", [*range(1, 10), 100])
 def test_the_learning_rate_has_one_peak_however_few_the_steps(steps: int) -> None:
-    training = LearnerTraining(nn.Linear(2, 2), None, lr=0.1, steps=steps, seed=0)  # type: ignore[arg-type]
-    schedule = training.configure_optimizers()["lr_scheduler"]["scheduler"]
+    schedule = one_cycle(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), steps, warm_up=0.25)
     rates = [schedule.get_last_lr()[0]]
     for _ in range(steps - 1):
         schedule.step()
@@ -146,6 +149,70 @@ def test_the_learning_rate_has_one_peak_however_few_the_steps(steps: int) -> Non
         assert max(rates) > 0.09
         assert rates == [*sorted(rates[: peak + 1]), *sorted(rates[peak + 1 :], reverse=True)]
         assert rates[-1] < 0.001
+
+
+def test_every_parameter_has_one_rate_and_decay_and_the_body_its_own(tiny_datastore: Path, tmp_path: Path) -> None:
+    learner = Learner("lcnet_035", 6, 32)
+    groups = parameter_groups(learner, settings(tiny_datastore, tmp_path, lr=0.1, weight_decay=0.3), body_lr=0.5)
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in learner.parameters())
+    head = {id(parameter) for parameter in learner.backbone.get_classifier().parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (0.1 if id(parameter) in head else 0.05)
+            assert group["weight_decay"] == (0.3 if parameter.ndim > 1 else 0)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"technique": "ldam", "epochs": 2},
+        {"technique": "logit-adjusted", "tau": [0.5], "ema": 0.9, "body_lr": 0.1, "epochs": 2},
+        {"technique": "baseline", "epochs": 3, "grow_from": 16, "resolution": 48, "freeze": 0.5},
+        {"technique": "bagging", "threshold": 40, "epochs": 2, "class_weights": {"ring": 3.5}},
+        {
+            "technique": "tailstack",
+            "architectures": ["lcnet_035", "mobilenetv3_small_050"],
+            "tau": [0.5, 1.5],
+            "epochs": 2,
+        },
+    ],
+)
+def test_what_a_recipe_changes_is_exported_and_resumed_alike(
+    tiny_datastore: Path, tmp_path: Path, chosen: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fit(settings(tiny_datastore, tmp_path / "run", **chosen))
+    store = datastores.load(tiny_datastore)
+    images = torch.from_numpy(np.stack([store.test.decode(i) for i in range(len(store.test))]))
+    ensemble = load_ensemble(tmp_path / "run", record)
+    with torch.inference_mode():
+        probabilities, votes = (output.numpy() for output in ensemble(images))
+    assert top_k(probabilities, store.test.labels, 1) == record.results["top1"]
+    assert [top_k(votes[:, k], store.test.labels, 1) for k in range(len(record.learners))] == [
+        learner.results["top1"] for learner in record.learners
+    ]
+    write = Journal.on_train_epoch_end
+
+    def stop(journal: Journal, trainer: Any, module: Any) -> None:
+        write(journal, trainer, module)
+        if trainer.current_epoch == 0:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings(tiny_datastore, tmp_path / "stopped", **chosen))
+    resumed = fit(settings(tiny_datastore, tmp_path / "stopped", **chosen))
+    assert resumed.results == record.results
+    for learner in record.learners:
+        paths = [learner_folder(tmp_path / name, learner.name) / WEIGHTS_FILE for name in ("run", "stopped")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_class_weights_of_a_class_that_is_not_there(tiny_datastore: Path, tmp_path: Path) -> None:
+    message = refused(settings(tiny_datastore, tmp_path / "run", class_weights={"rings": 2.0}))
+    assert "'rings'" in message
+    assert "did you mean ring," in message
 
 
 def test_an_unknown_architecture_is_answered_with_the_nearest(tiny_datastore: Path, tmp_path: Path) -> None:

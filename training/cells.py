@@ -1,0 +1,93 @@
+"""The cells of a comparison: one small JSON file for each datastore, technique and seed.
+
+results/NAME/cells/<datastore>--<technique>--seed<k>.json
+"""
+
+import csv
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
+from tailstack.run import RunRecord, learner_folder
+from training.learner import METRICS
+
+FOLDER = "cells"
+
+
+class Cell(BaseModel):
+    """One finished run of a comparison, with what a report shows of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    datastore: str
+    """Name of its folder."""
+    ratio: float
+    """Smallest class / largest class of train.json."""
+    technique: str
+    seed: int
+    curves: dict[str, list[dict[str, float]]]
+    """The rows of each learner's metrics.csv, by the learner's name."""
+    run: RunRecord
+
+    @property
+    def name(self) -> str:
+        """What tells it from the other cells."""
+        return cell_name(self.datastore, self.technique, self.seed)
+
+    @classmethod
+    def of_run(cls, run: Path) -> "Cell":
+        """Collect what a finished run holds.
+
+        Raises:
+            UserError: there is no finished run.
+        """
+        record = RunRecord.load(run)
+        return cls(
+            datastore=Path(record.datastore["path"]).name,
+            ratio=round(min(record.class_counts) / max(record.class_counts), 4),
+            technique=record.technique,
+            seed=record.config["seed"],
+            curves={learner.name: _curve(learner_folder(run, learner.name) / METRICS) for learner in record.learners},
+            run=record,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the cell into its file under `folder`, the comparison's, whole or not at all."""
+        path = cell_path(folder, self.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.model_dump(mode="json"), indent=None)
+
+
+def cell_name(datastore: str, technique: str, seed: int) -> str:
+    """Return the name of a cell."""
+    return f"{datastore}--{technique}--seed{seed}"
+
+
+def cell_path(folder: Path, name: str) -> Path:
+    """Return the file of a cell in the comparison at `folder`."""
+    return folder / FOLDER / f"{name}.json"
+
+
+def load_cells(folder: Path) -> list[Cell]:
+    """Read every cell of the comparison at `folder`, ordered by falling ratio, then by technique's name and seed.
+
+    Raises:
+        UserError: there are none, or one is damaged.
+    """
+    paths = sorted((folder / FOLDER).glob("*.json"))
+    if not paths:
+        raise UserError(f"{folder} has no results; make some with: python -m training compare … --output {folder}")
+    cells = []
+    for path in paths:
+        try:
+            cells.append(Cell.model_validate(read_json(path)))
+        except ValidationError as error:
+            raise UserError(f"{path} is not of this version's form: {error}") from error
+    return sorted(cells, key=lambda cell: (-cell.ratio, cell.datastore, cell.technique, cell.seed))
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

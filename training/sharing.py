@@ -1,0 +1,63 @@
+"""Learners that two runs have in common are trained once: each says what it was made of, and is looked up by that."""
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tailstack.files import read_json, whole_file, write_json
+from tailstack.images import Size
+from tailstack.run import WEIGHTS_FILE
+from training.dataset import TrainingData
+from training.learner import METRICS
+from training.settings import FitSettings
+from training.techniques import LearnerPlan
+
+ORIGIN_FILE = "origin.json"
+_SETTINGS = (
+    "batch_size",
+    "lr",
+    "warm_up",
+    "weight_decay",
+    "epochs",
+    "resolution",
+    "augment",
+    "pretrained",
+    "precision",
+)
+
+
+def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: FitSettings) -> dict[str, Any]:
+    """Return all that decides the weights of a learner, as plain values: two learners of one origin are the same."""
+    recipe = asdict(plan.recipe)
+    del recipe["blend"], recipe["tau"]  # of the ensemble, and of all its learners
+    loss = plan.recipe.loss
+    return {
+        **{name: getattr(settings, name) for name in _SETTINGS},
+        **recipe,
+        "architecture": plan.architecture,
+        "seed": plan.seed,
+        "tau": plan.tau if loss == "logit_adjusted" else None,
+        "beta": settings.beta if loss in ("ens", "ldam") else None,
+        "class_weights": settings.class_weights,
+        "image_size": list(image_size),
+        "images_sha256": data.digest,
+        "samples_sha256": hashlib.sha256(plan.samples.tobytes()).hexdigest(),
+    }
+
+
+def adopt(folder: Path, source: dict[str, Any], runs: Path) -> bool:
+    """Copy the learner that was made of `source` from a run under `runs` into `folder`; return whether there is one."""
+    for path in sorted(runs.glob(f"*/learners/*/{ORIGIN_FILE}")):
+        if (path.parent / WEIGHTS_FILE).exists() and path.parent != folder and read_json(path) == source:
+            for name in (METRICS, WEIGHTS_FILE):
+                with whole_file(folder / name) as part:
+                    shutil.copyfile(path.parent / name, part)
+            return True
+    return False
+
+
+def note_origin(folder: Path, source: dict[str, Any]) -> None:
+    """Write down what the learner in `folder` is made of."""
+    write_json(folder / ORIGIN_FILE, source)
