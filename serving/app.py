@@ -16,6 +16,7 @@ from serving import operations, routes, tracing, v2
 from serving.classifier import Classifier
 from serving.edge import REQUEST_ID, Edge, answer_error
 from serving.errors import RequestError
+from serving.keys import Gate
 from serving.live import LiveModel
 from serving.metrics import forget_dead_workers
 from serving.server import Server
@@ -53,9 +54,8 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
         title="Tailstack",
         version=tailstack.__version__,
         description="Classifies images with the ensemble in one ONNX file.",
-        openapi_url="/docs.json",
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # `operations` has it, with what FastAPI doesn't know
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     for kind in (RequestError, HTTPException, Exception):
@@ -64,7 +64,7 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
     v2.add(app, server)
     operations.add(app, server)
     app.mount("/static", StaticFiles(directory=WEB), name="static")
-    return tracing.traced(Edge(_with_cors(app, settings), server.guard), settings)
+    return tracing.traced(Edge(_with_cors(Gate(app, server.guard), settings)), settings)
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
 from typing import Any
 
@@ -15,11 +16,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from starlette.requests import Request
 
-from serving.errors import RequestError, malformed, overloaded
+from serving.errors import RequestError, draining, malformed, overloaded
+from serving.metrics import METRICS
 from serving.settings import ServerSettings
 
 _MAX_FIELD_BYTES = 1000
 _MAX_FIELDS = 16
+_MAX_CONTENT_TYPE = 1000
+_MAX_JSON_VALUES = 10_000
 
 
 @dataclass
@@ -45,19 +49,34 @@ class Receiver:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._buffered = 0
+        self._open = 0
+        self._closed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether any body is being received or worked on."""
+        return self._open > 0
+
+    def close(self) -> None:
+        """Refuse bodies from now on."""
+        self._closed = True
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[bytes]:
         """Yield the body, which counts as held until the block ends.
 
         Raises:
-            RequestError: it is too large, too slow, compressed, or there is no room for it.
+            RequestError: it is too large, too slow, compressed, there is no room for it, or the server is going down.
         """
+        if self._closed:
+            raise draining()
         body = bytearray()
+        self._open += 1
         try:
             await self._fill(body, request)
             yield bytes(body)
         finally:
+            self._open -= 1
             self._buffered -= len(body)
 
     async def _fill(self, body: bytearray, request: Request) -> None:
@@ -77,6 +96,7 @@ class Receiver:
                     if len(body) > self._settings.max_bytes:
                         raise self._too_large()
                     if self._buffered > self._settings.max_buffered_bytes:
+                        METRICS.rejected.labels("memory").inc()
                         raise overloaded("memory for bodies")
         except TimeoutError as error:
             raise RequestError(
@@ -103,10 +123,10 @@ def parse(body: bytes, content_type: str, image_field: str, max_images: int) -> 
         RequestError: it is malformed, or has no image or too many.
     """
     message = Message()
-    message["content-type"] = content_type
+    message["content-type"] = content_type[:_MAX_CONTENT_TYPE]
     kind = message.get_content_type() if content_type else ""
     if kind == "multipart/form-data":
-        content = _parse_form(body, message.get_param("boundary"), image_field, max_images)
+        content = _parse_form(body, _parameter(message, "content-type", "boundary"), image_field, max_images)
     elif kind == "application/json":
         content = _parse_json(body, image_field)
     else:
@@ -124,8 +144,17 @@ def too_many(limit: int) -> RequestError:
     return malformed("too_many_images", f"the request has more than {limit} image(s)")
 
 
-def _parse_form(body: bytes, boundary: Any, image_field: str, max_images: int) -> Content:
-    if not isinstance(boundary, str) or not boundary:
+def _parameter(message: Message, header: str, name: str) -> str:
+    """Return a parameter of a header, such as the boundary of a content type; empty where there is none."""
+    try:
+        return collapse_rfc2231_value(message.get_param(name, "", header))
+    # Of RFC 2231: a number that is too long, or an encoding that doesn't fit.
+    except ValueError:
+        return ""
+
+
+def _parse_form(body: bytes, boundary: str, image_field: str, max_images: int) -> Content:
+    if not boundary:
         raise malformed("malformed_multipart", "the multipart body has no boundary in its content type")
     form = _Form(image_field, max_images)
     try:
@@ -147,6 +176,7 @@ class _Form:
         self.complete = False
         self._image_field = image_field
         self._max_images = max_images
+        self._parts = 0
         self._header = b""
         self._value = b""
         self._disposition = Message()
@@ -164,6 +194,9 @@ class _Form:
         }
 
     def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > self._max_images + _MAX_FIELDS:
+            raise malformed("malformed_multipart", f"the form has more than {self._parts - 1} parts")
         self._disposition = Message()
         self._chunks = []
 
@@ -185,8 +218,6 @@ class _Form:
             if len(self.content.images) >= self._max_images:
                 raise too_many(self._max_images)
             self.content.images.append(Upload(self._parameter("filename")[:200], data))
-        elif len(self.content.parameters) >= _MAX_FIELDS:
-            raise malformed("malformed_multipart", f"the form has more than {_MAX_FIELDS} fields that are no image")
         else:
             # What is longer is no parameter of ours, or a wrong one.
             self.content.parameters[name] = data[:_MAX_FIELD_BYTES].decode("utf-8", "replace")
@@ -195,11 +226,13 @@ class _Form:
         self.complete = True
 
     def _parameter(self, name: str) -> str:
-        value = self._disposition.get_param(name, "", "content-disposition")
-        return value if isinstance(value, str) else ""
+        return _parameter(self._disposition, "content-disposition", name)
 
 
 def _parse_json(body: bytes, image_field: str) -> Content:
+    # Base64 has none of these. As Python's objects, 20 MB of `[],` take nearly 500 MB.
+    if body.count(b",") + body.count(b"[") + body.count(b"{") > _MAX_JSON_VALUES:
+        raise malformed("malformed_json", f"the body has more than {_MAX_JSON_VALUES} values")
     try:
         value = json.loads(body)
     # Deep nesting is a RecursionError.

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 from serving.batcher import Batcher, Result
 from serving.body import Upload
+from serving.decoding import decode_safely
 from serving.errors import RequestError, overloaded
 from serving.live import LiveModel
 from serving.metrics import METRICS
 from serving.runtime import CPU, Model
 from serving.settings import ServerSettings
-from tailstack.images import ImageError, Pixels, decode
+from tailstack.images import ImageError, Pixels
 
 T = TypeVar("T")
 
@@ -37,9 +38,8 @@ class Classifier:
         """The model that answers now. A request keeps the one it began with."""
         return self._live.current
 
-    @contextmanager
-    def admit(self, images: int) -> Iterator[None]:
-        """Hold room for `images` until the block ends.
+    def check_room(self, images: int) -> None:
+        """Pass while there is room for `images`. Asked before a body is received, it tells a client at once.
 
         Raises:
             RequestError: there is none.
@@ -47,6 +47,15 @@ class Classifier:
         if self._admitted + images > self._settings.max_queue:
             METRICS.rejected.labels("queue_full").inc()
             raise overloaded(f"{self._admitted} images are waiting")
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Hold room for `images` until the block ends.
+
+        Raises:
+            RequestError: there is none.
+        """
+        self.check_room(images)
         self._count(images)
         try:
             yield
@@ -96,7 +105,7 @@ class Classifier:
         """
         start = time.perf_counter()
         try:
-            return decode(upload.data, model.artifact.image_size, max_pixels=self._settings.max_pixels)
+            return decode_safely(upload.data, model.artifact.image_size, self._settings.max_pixels)
         except ImageError as error:
             raise RequestError.of_image(error, upload.name) from error
         finally:

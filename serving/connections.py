@@ -1,4 +1,4 @@
-"""Connections that don't get on: uvicorn waits for ever for a client's headers, and for what is left of a body.
+"""Connections that don't get on: uvicorn waits for ever for a client to send or to read, and keeps all headers.
 
 BentoML starts uvicorn with no say in its HTTP protocol but the entry `auto` of uvicorn's own table.
 """
@@ -15,6 +15,9 @@ from serving.errors import RETRY_AFTER_S
 from serving.settings import ServerSettings
 
 MAX_HEADER_BYTES = 65_536
+"""Of all headers of a request, of its trailers, and of what a chunk says beyond its size."""
+MAX_PIPELINED = 32
+"""Requests that wait for the answer to an earlier one on their connection."""
 
 
 def guard_connections(settings: ServerSettings) -> None:
@@ -29,7 +32,7 @@ def guard_connections(settings: ServerSettings) -> None:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a time limit wherever the client is to send, and errors as JSON."""
+    """uvicorn's protocol, with a time limit wherever the client is to act, and errors as JSON."""
 
     receive_timeout: float
     max_connections: int
@@ -37,16 +40,15 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._timer: asyncio.TimerHandle | None = None
-        self._header_bytes: int | None = 0
-        self._receiving = False
+        self._unparsed = 0
+        self._in_body = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection above the limit; else wait for its first request."""
         super().connection_made(transport)
+        self._wait()
         if len(self.connections) > self.max_connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: come back later")
-            return
-        self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timer."""
@@ -54,38 +56,59 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the end of the headers, which uvicorn keeps whole."""
-        if self._header_bytes is not None:
-            self._header_bytes += len(data)
+        """Count what comes without an event of the parser, which keeps it whole."""
+        self._unparsed += len(data)
         super().data_received(data)
-        if self._header_bytes is not None and self._header_bytes > MAX_HEADER_BYTES:
+        if self._unparsed > MAX_HEADER_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the headers are too large")
 
     def on_message_begin(self) -> None:
         """Wait for the headers of a request."""
         super().on_message_begin()
-        self._receiving = True
-        self._header_bytes = 0
+        self._unparsed = 0
         self._wait()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, but no trailer: nobody reads them."""
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Leave the body to the app, which has its own limit of time."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many pipelined requests")
         self._stop_waiting()
-        self._header_bytes = None
+        self._unparsed = 0
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        self._unparsed = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Note that the request is whole."""
-        self._receiving = False
-        self._header_bytes = 0
+        self._unparsed = 0
+        self._in_body = False
         self._stop_waiting()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Wait for the rest of a body that was answered before its end, as one that is too large is."""
+        """Wait for the client to read, and for the rest of a body whose answer didn't need it."""
         super().on_response_complete()
-        if self._receiving and not self.transport.is_closing():
+        if self._in_body or self.transport.get_write_buffer_size():
             self._wait()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._stop_waiting()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
@@ -101,17 +124,27 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
+        # Closing waits until all is sent: for ever, where the client doesn't read.
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
-        """Answer without the app, unless it is answering, and close."""
+        """Close, with an answer unless the app has begun one."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if self._may_answer():
             body = json.dumps({"error": {"code": code, "message": message}}).encode()
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             if status == HTTPStatus.SERVICE_UNAVAILABLE:
                 head += f"retry-after: {RETRY_AFTER_S}\r\n"
             head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode("ascii") + body)
+        self._wait()
         self.transport.close()
+
+    def _may_answer(self) -> bool:
+        if self._in_body:
+            return not self.cycle.response_started and not self.pipeline
+        return self.cycle is None or self.cycle.response_complete

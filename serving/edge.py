@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: its id, its key, its log line, its figures, its errors."""
+"""What every request passes on its way in and out: its id, its log line, its figures, its errors."""
 
 import logging
 import os
@@ -13,7 +13,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.errors import RequestError
-from serving.keys import Guard
 from serving.metrics import METRICS
 
 logger = logging.getLogger("tailstack.requests")
@@ -35,16 +34,15 @@ _SECURITY = {
 class Edge:
     """Outermost layer of the app: nothing that goes wrong behind it reaches a client but as a documented error."""
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            await _Exchange(scope, send).serve(self._app, self._guard, receive)
+            await _Exchange(scope, send).serve(self._app, receive)
         else:
             await self._app(scope, receive, send)
 
@@ -62,20 +60,17 @@ class _Exchange:
         self._status = 0
         scope.setdefault("state", {})["request_id"] = self._id
 
-    async def serve(self, app: ASGIApp, guard: Guard, receive: Receive) -> None:
+    async def serve(self, app: ASGIApp, receive: Receive) -> None:
         """Let the app answer, or answer with an error."""
         scope = self._scope
         try:
-            guard.check(scope["path"], scope["method"], self._headers)
             await app(scope, receive, self._answer)
-        except RequestError as error:
-            await self._answer_with(error.response(scope["path"]))
         except ClientDisconnect:
             self._status = _CLIENT_LEFT
         except Exception:
             logger.exception("the request failed", extra={"request_id": self._id})
             if not self._status:
-                await self._answer_with(INTERNAL_ERROR.response(scope["path"]))
+                await INTERNAL_ERROR.response(scope["path"])(scope, receive, self._answer)
         finally:
             self._record()
 
@@ -87,9 +82,6 @@ class _Exchange:
             for name, value in _SECURITY.items():
                 headers.setdefault(name, value)
         await self._send(message)
-
-    async def _answer_with(self, response: Response) -> None:
-        await response(self._scope, _nothing, self._answer)
 
     def _record(self) -> None:
         scope = self._scope
@@ -115,15 +107,14 @@ class _Exchange:
         )
 
 
-async def _nothing() -> Message:
-    return {"type": "http.disconnect"}
-
-
 async def answer_error(request: Request, error: Exception) -> Response:
     """Answer an error that the app raised itself: our own, or Starlette's for an unknown path or method."""
-    if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        message = f"there is no {request.url.path[:100]}" if status == HTTPStatus.NOT_FOUND else str(error.detail)
-        error = RequestError(status, status.name.lower(), message)
-    answer = error if isinstance(error, RequestError) else INTERNAL_ERROR
-    return answer.response(request.url.path)
+    # Not `request.url`, which fails on some Host headers.
+    path = request.scope["path"]
+    if not isinstance(error, HTTPException):
+        return (error if isinstance(error, RequestError) else INTERNAL_ERROR).response(path)
+    status = HTTPStatus(error.status_code)
+    message = f"there is no {path[:100]}" if status == HTTPStatus.NOT_FOUND else str(error.detail)
+    response = RequestError(status, status.name.lower(), message).response(path)
+    response.headers.update(error.headers or {})
+    return response

@@ -64,6 +64,11 @@ def malformed(code: str, message: str) -> RequestError:
     return RequestError(HTTPStatus.BAD_REQUEST, code, message)
 
 
+def draining() -> RequestError:
+    """Return the 503 of a server that was told to end."""
+    return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the server is going down: try again")
+
+
 def overloaded(what: str) -> RequestError:
     """Return a 503 that says when to come back."""
     return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", f"the server is full ({what}): come back later")

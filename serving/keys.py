@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 import psutil
 from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.errors import RequestError
 from serving.settings import ServerSettings
@@ -19,19 +20,25 @@ OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/healthz", "/v2/health/live",
 ADMIN_PATHS = frozenset({"/model/reload"})
 
 
+def is_open(path: str) -> bool:
+    """Return whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith("/static/")
+
+
 class Keys:
     """Several keys, compared in constant time."""
 
     def __init__(self, keys: tuple[str, ...]) -> None:
         # Digests have one length, so that a comparison doesn't tell the length of a key either.
-        self._digests = [_digest(key) for key in keys]
+        self._digests = [_digest(key.encode(errors="surrogateescape")) for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
     def admit(self, key: str) -> bool:
         """Return whether `key` is one of them."""
-        given = _digest(key)
+        # Starlette reads headers as Latin-1, which gives any bytes back.
+        given = _digest(key.encode("latin-1"))
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return any(matches)
 
@@ -43,7 +50,12 @@ class Guard:
         self._users = Keys(settings.keys() + settings.all_admin_keys() if settings.keys() else ())
         self._admins = Keys(settings.all_admin_keys())
 
-    def check(self, path: str, method: str, headers: Headers) -> None:
+    @property
+    def locked(self) -> bool:
+        """Whether the server asks for keys."""
+        return bool(self._users)
+
+    def check(self, path: str, headers: Headers) -> None:
         """Let a request pass.
 
         Raises:
@@ -51,8 +63,7 @@ class Guard:
         """
         if path in ADMIN_PATHS:
             self._check_admin(headers)
-        # A browser asks by OPTIONS, without the key, whether it may send one.
-        elif self._users and method != "OPTIONS" and path not in OPEN_PATHS and not path.startswith("/static/"):
+        elif self._users and not is_open(path):
             _check_key(self._users, headers)
 
     def _check_admin(self, headers: Headers) -> None:
@@ -72,6 +83,24 @@ class Guard:
             )
 
 
+class Gate:
+    """The layer that asks the guard. It lies inside CORS, so that a page of another origin may read what it answers."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        if scope["type"] == "http":
+            try:
+                self._guard.check(scope["path"], Headers(scope=scope))
+            except RequestError as error:
+                await error.response(scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def _check_key(keys: Keys, headers: Headers) -> None:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     key = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
@@ -86,5 +115,5 @@ def _listening() -> list[str]:
     return sorted({connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN})
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

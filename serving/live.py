@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from serving.metrics import METRICS
@@ -40,10 +41,12 @@ class LiveModel:
             loop = asyncio.get_running_loop()
             try:
                 new = await loop.run_in_executor(self._loader, self._load)
-            except UserError as error:
+            except Exception as error:
                 METRICS.reloads.labels("refused").inc()
                 logger.warning("new model refused, %s goes on: %s", self.current.version, error)
-                raise
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"the file can't be served: {type(error).__name__}") from error
             if new.version == self.current.version:
                 METRICS.reloads.labels("unchanged").inc()
                 return False
@@ -64,10 +67,9 @@ class LiveModel:
                 continue
             await asyncio.sleep(min(1.0, self._settings.reload_interval))
             if self._signature() == before:
-                try:
+                # A refusal is logged already; the next change of the file is the next try.
+                with suppress(UserError):
                     await self.reload()
-                except UserError:
-                    continue  # logged; the next change of the file is the next try
 
     def close(self) -> None:
         """End the loading thread."""

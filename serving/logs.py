@@ -38,8 +38,9 @@ def configure() -> None:
             "loggers": {
                 "tailstack": own,
                 "bentoml": own,
-                # uvicorn warns of each malformed request, which is the client's affair; the answer and /metrics tell.
+                # These warn of each malformed request, which is the client's affair; the answer and /metrics tell.
                 "uvicorn.error": {**own, "level": "ERROR"},
+                "python_multipart": {**own, "level": "ERROR"},
             },
             "root": {"handlers": ["stdout"], "level": "WARNING"},
         }

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-from serving import metrics
+from serving import metrics, openapi
 from serving.errors import ErrorResponse, RequestError
 from serving.protocol import ModelDescription, ModelName, describe, name_of
 from serving.routes import ERRORS
@@ -20,6 +20,7 @@ _CONTENT_SECURITY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_LOCKED: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
 
 
 class Reloaded(BaseModel):
@@ -37,15 +38,15 @@ def add(app: FastAPI, server: Server) -> None:
     async def page() -> Response:
         return FileResponse(_PAGE, headers={"content-security-policy": _CONTENT_SECURITY})
 
-    @app.get("/model", summary="What is served, and on what", responses={401: ERRORS[401]})
+    @app.get("/model", summary="What is served, and on what", responses=_LOCKED)
     async def model() -> ModelDescription:
         return describe(server.live.current)
 
     @app.post(
         "/model/reload",
         summary="Load the model file again; needs an admin key",
-        responses={
-            401: ERRORS[401],
+        responses=_LOCKED
+        | {
             403: {"model": ErrorResponse, "description": "no admin key is set"},
             409: {"model": ErrorResponse, "description": "the new file was refused; the old model goes on"},
         },
@@ -72,9 +73,13 @@ def add(app: FastAPI, server: Server) -> None:
         server.check_ready()
         return "\n"
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse, responses=_LOCKED)
     async def figures() -> Response:
         return Response(await server.classifier.in_thread(metrics.render), media_type=metrics.CONTENT_TYPE)
+
+    @app.get("/docs.json", include_in_schema=False)
+    async def documentation() -> Response:
+        return JSONResponse(openapi.document(app, locked=server.guard.locked))
 
     @app.get("/schema.json", include_in_schema=False)
     async def schema() -> Response:

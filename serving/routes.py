@@ -1,7 +1,6 @@
 """The routes that classify images."""
 
 import asyncio
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -68,6 +67,7 @@ def add(app: FastAPI, server: Server) -> None:
     async def classify(request: Request) -> Response:
         """Send the image as the form's field `image`, as base64 in JSON, or as the body itself."""
         classifier = server.classifier
+        classifier.check_room(1)
         async with server.receiver.receive(request) as body, classifier.deadline():
             model = classifier.model
             with classifier.admit(1):
@@ -97,10 +97,11 @@ def add(app: FastAPI, server: Server) -> None:
         Each image has its own result or its own error, in order.
         """
         classifier = server.classifier
+        classifier.check_room(1)
         async with server.receiver.receive(request) as body, classifier.deadline():
             model = classifier.model
             kind = request.headers.get("content-type", "")
-            content = await classifier.in_thread(parse, body, kind, "images", server.settings.max_images)
+            content = await classifier.in_thread(parse, body, kind, "images", server.settings.images_per_request)
             options = Options.read(request.query_params, content.parameters)
             with classifier.admit(len(content.images)):
                 results = await asyncio.gather(*(_one(server, model, upload, options) for upload in content.images))
@@ -118,8 +119,6 @@ async def _one(server: Server, model: Model, upload: Upload, options: Options) -
     try:
         return image_result(model, await server.classifier.classify_image(model, upload), options)
     except RequestError as error:
-        if error.status == HTTPStatus.GATEWAY_TIMEOUT:
-            raise
         return ImageError(error=error.detail())
 
 

@@ -121,9 +121,12 @@ def _read(path: Path) -> bytes:
 
 def _check_sidecar(path: Path, digest: str) -> None:
     sidecar = path.with_name(f"{path.name}.sha256")
-    if not sidecar.exists():
+    try:
+        words = sidecar.read_text(encoding="utf-8", errors="replace").split()
+    except FileNotFoundError:
         return
-    words = sidecar.read_text(encoding="utf-8", errors="replace").split()
+    except OSError as error:
+        raise UserError(f"model {path}: {sidecar.name} can't be read: {error.strerror}") from error
     if words[:1] != [digest]:
         raise UserError(f"model {path} is not the file that {sidecar.name} describes: its SHA-256 is {digest}")
 

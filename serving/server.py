@@ -2,18 +2,22 @@
 
 import asyncio
 import logging
+import os
 import signal
-from http import HTTPStatus
+import threading
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from serving.body import Receiver
 from serving.classifier import Classifier
-from serving.errors import RequestError
+from serving.errors import draining
 from serving.keys import Guard
 from serving.live import LiveModel
 from serving.settings import ServerSettings
 
 logger = logging.getLogger("tailstack")
+_LOOK_S = 0.05
 
 
 class Server:
@@ -35,22 +39,35 @@ class Server:
             RequestError: the server is going down.
         """
         if self.draining:
-            raise RequestError(HTTPStatus.SERVICE_UNAVAILABLE, "draining", "the server is going down")
+            raise draining()
 
-    def drain_on_sigterm(self, seconds: float) -> None:
-        """Fail /readyz first, so that load balancers look elsewhere, and stop accepting connections `seconds` later.
+    def drain_on_sigterm(self) -> None:
+        """Fail /readyz first, so that load balancers look elsewhere; then refuse requests; end when all are answered.
 
-        uvicorn, whose handler this comes before, answers what it has accepted and then ends.
+        Until then connections are accepted: BentoML holds the listening socket too, so that a worker that has left it
+        leaves clients waiting on it, without an answer.
         """
         loop = asyncio.get_running_loop()
         stop = signal.getsignal(signal.SIGTERM)
 
         def drain(number: int, frame: FrameType | None) -> None:
-            if self.draining:
-                return
-            self.draining = True
-            logger.info("SIGTERM: not ready any more, and no new connections in %g s", seconds)
-            if callable(stop):
-                loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, frame)
+            if not self.draining:
+                self.draining = True
+                loop.call_soon_threadsafe(begin, partial(stop, number, frame) if callable(stop) else loop.stop)
+
+        def begin(end: Callable[[], object]) -> None:
+            self._leaving = loop.create_task(self._leave(end))
 
         signal.signal(signal.SIGTERM, drain)
+
+    async def _leave(self, end: Callable[[], object]) -> None:
+        settings = self.settings
+        logger.info("SIGTERM: not ready any more, and no new requests in %g s", settings.drain)
+        last = threading.Timer(settings.grace, os._exit, [1])
+        last.daemon = True
+        last.start()
+        await asyncio.sleep(settings.drain)
+        self.receiver.close()
+        while self.receiver.busy:
+            await asyncio.sleep(_LOOK_S)
+        end()

@@ -45,7 +45,7 @@ def _worker_app() -> ASGIApp:
     guard_connections(settings)
 
     def when_started(server: "Server") -> None:
-        server.drain_on_sigterm(settings.drain)
+        server.drain_on_sigterm()
         server.guard.warn_if_open()
 
     return build_app(settings, when_started)
@@ -81,6 +81,8 @@ class Tailstack:
     @bentoml.on_deployment
     def before_workers() -> None:
         """Check the settings and the model, and prepare what the workers share. Called by BentoML, without a self."""
+        # BentoML doesn't bring back a killed worker where this says that it runs in a container.
+        os.environ.pop("BENTOML_CONTAINERIZED", None)
         _or_exit(_check)
         logs.configure()
         if _or_exit(ServerSettings.from_environment).workers > 1:

@@ -2,12 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tailstack.errors import UserError
 from tailstack.session import Device
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 PREFIX = "TAILSTACK_"
 METRICS_DIRECTORY = "TAILSTACK_METRICS_DIR"
@@ -19,8 +22,17 @@ def _words(text: object) -> object:
     return tuple(word.strip() for word in text.split(",") if word.strip()) if isinstance(text, str) else text
 
 
+def _not_empty(keys: tuple[str, ...]) -> tuple[str, ...]:
+    # A secret that failed to arrive must not open the server.
+    if not keys:
+        raise ValueError("it has no key; leave it unset to serve without keys")
+    return keys
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 """Comma-separated in the environment."""
+KeyWords = Annotated[Words, AfterValidator(_not_empty)]
+"""Keys, of which there is one at least where the variable is set."""
 
 
 class ServerSettings(BaseModel):
@@ -41,7 +53,7 @@ class ServerSettings(BaseModel):
     max_queue: int = Field(default=128, ge=1)
     """Images that wait or are worked on; above it a request is told to come back."""
     max_images: int = Field(default=64, ge=1)
-    """Images in one request."""
+    """Images in one request; more than `max_queue` never fit."""
     max_bytes: int = Field(default=20_000_000, ge=1)
     """Bytes of one request's body."""
     max_buffered_bytes: int = Field(default=200_000_000, ge=1)
@@ -55,13 +67,15 @@ class ServerSettings(BaseModel):
     receive_timeout: float = Field(default=30.0, gt=0)
     """Seconds in which a client sends its request: the headers, and then the body."""
     drain: float = Field(default=1.0, ge=0)
-    """Seconds between SIGTERM, when /readyz begins to fail, and the end of accepting connections."""
+    """Seconds between SIGTERM, when /readyz begins to fail, and the refusal of new requests."""
+    grace: float = Field(default=25.0, gt=0)
+    """Seconds between SIGTERM and the end, whatever has not been answered by then."""
     reload_interval: float = Field(default=2.0, ge=0)
-    """Seconds between looks at the model file for a new version; 0 doesn't look."""
-    api_keys: Words = ()
+    """Seconds between looks at the model file for a new version; 0 doesn't look, and needs a single worker."""
+    api_keys: KeyWords = ()
     api_keys_file: Path | None = None
     """One key a line. Without any key, whoever reaches the server may use it."""
-    admin_keys: Words = ()
+    admin_keys: KeyWords = ()
     admin_keys_file: Path | None = None
     """Keys of `POST /model/reload`, which is closed without one."""
     cors_origins: Words = ()
@@ -82,11 +96,19 @@ class ServerSettings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = [
-                f"{PREFIX}{str(problem['loc'][0]).upper()} is {problem['input']!r}: {problem['msg']}"
-                for problem in error.errors()
-            ]
-            raise UserError("; ".join(problems)) from error
+            raise UserError("; ".join(map(_problem, error.errors()))) from error
+
+    @model_validator(mode="after")
+    def _check_reloads(self) -> "ServerSettings":
+        if self.workers > 1 and not self.reload_interval:
+            # `POST /model/reload` reaches one worker; the others see the new file.
+            raise ValueError(f"{PREFIX}RELOAD_INTERVAL 0 needs {PREFIX}WORKERS 1")
+        return self
+
+    @property
+    def images_per_request(self) -> int:
+        """Images that one request may have."""
+        return min(self.max_images, self.max_queue)
 
     @property
     def threads_per_worker(self) -> int:
@@ -108,6 +130,12 @@ class ServerSettings(BaseModel):
             UserError: the file can't be read.
         """
         return self.admin_keys + _read_keys(self.admin_keys_file)
+
+
+def _problem(error: "ErrorDetails") -> str:
+    if not error["loc"]:
+        return error["msg"]
+    return f"{PREFIX}{str(error['loc'][0]).upper()} is {error['input']!r}: {error['msg']}"
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:

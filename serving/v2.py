@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import FastAPI, Header, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 import tailstack
 from serving.batcher import Result
@@ -19,6 +19,8 @@ from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.images import Pixels
 
 HEADER_LENGTH = "inference-header-content-length"
+_BINARY = {"type": "string", "format": "binary"}
+_MAX_OBJECTS = 1000
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {
         "description": text,
@@ -65,6 +67,72 @@ class InferRequest(BaseModel):
     outputs: list[_Wanted] | None = Field(default=None, max_length=16)
 
 
+class ServerMetadata(BaseModel):
+    """The answer of `/v2`."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """A tensor's type and shape; -1 is the batch."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """The answer of `/v2/models/{name}`."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+class Live(BaseModel):
+    """The answer of `/v2/health/live`."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """The answer of `/v2/health/ready`."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """The answer of `/v2/models/{name}/ready`."""
+
+    name: str
+    ready: bool
+
+
+class OutputTensor(BaseModel):
+    """An output; its values are in `data`, or after the JSON where `parameters` has `binary_data_size`."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The JSON part of the answer of `/infer`."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[OutputTensor]
+
+    model_config = ConfigDict(protected_namespaces=())
+
+
 def add(app: FastAPI, server: Server) -> None:
     """Add the routes to `app`."""
 
@@ -76,33 +144,33 @@ def add(app: FastAPI, server: Server) -> None:
         return model
 
     @app.get("/v2", summary="The server", tags=["v2"], responses={401: _ERRORS[401]})
-    async def metadata() -> dict[str, Any]:
-        return {"name": "tailstack", "version": tailstack.__version__, "extensions": ["binary_tensor_data"]}
+    async def metadata() -> ServerMetadata:
+        return ServerMetadata(name="tailstack", version=tailstack.__version__, extensions=["binary_tensor_data"])
 
     @app.get("/v2/health/live", summary="Whether the process runs", tags=["v2"])
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    async def live() -> Live:
+        return Live(live=True)
 
     @app.get("/v2/health/ready", summary="Whether requests are to be sent", tags=["v2"], responses={503: _ERRORS[503]})
-    async def ready() -> dict[str, bool]:
+    async def ready() -> Ready:
         server.check_ready()
-        return {"ready": True}
+        return Ready(ready=True)
 
     missing: dict[int | str, dict[str, Any]] = {status: _ERRORS[status] for status in (401, 404)}
 
     @app.get("/v2/models/{name}", summary="A model's tensors", tags=["v2"], responses=missing)
     @app.get("/v2/models/{name}/versions/{version}", summary="A model's tensors", tags=["v2"], responses=missing)
-    async def model_metadata(name: str, version: str = "") -> dict[str, Any]:
+    async def model_metadata(name: str, version: str = "") -> ModelMetadata:
         return _describe(find(name, version))
 
     missing |= {503: _ERRORS[503]}
 
     @app.get("/v2/models/{name}/ready", summary="Whether it answers", tags=["v2"], responses=missing)
     @app.get("/v2/models/{name}/versions/{version}/ready", summary="Whether it answers", tags=["v2"], responses=missing)
-    async def model_ready(name: str, version: str = "") -> dict[str, Any]:
+    async def model_ready(name: str, version: str = "") -> ModelReady:
         find(name, version)
         server.check_ready()
-        return {"name": name, "ready": True}
+        return ModelReady(name=name, ready=True)
 
     body = {
         "requestBody": {
@@ -111,19 +179,22 @@ def add(app: FastAPI, server: Server) -> None:
                 "application/json": {
                     "schema": InferRequest.model_json_schema(ref_template="#/components/schemas/{model}")
                 },
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": _BINARY},
             },
         }
     }
 
-    @app.post("/v2/models/{name}/infer", summary="Infer", tags=["v2"], responses=_ERRORS, openapi_extra=body)
-    @app.post(
-        "/v2/models/{name}/versions/{version}/infer",
-        summary="Infer",
-        tags=["v2"],
-        responses=_ERRORS,
-        openapi_extra=body,
-    )
+    answers = _ERRORS | {200: {"content": {"application/octet-stream": {"schema": _BINARY}}}}
+    options: dict[str, Any] = {
+        "summary": "Infer",
+        "tags": ["v2"],
+        "response_model": InferAnswer,
+        "responses": answers,
+        "openapi_extra": body,
+    }
+
+    @app.post("/v2/models/{name}/infer", **options)
+    @app.post("/v2/models/{name}/versions/{version}/infer", **options)
     async def infer(
         name: str,
         request: Request,
@@ -133,27 +204,28 @@ def add(app: FastAPI, server: Server) -> None:
         ] = None,
     ) -> Response:
         model = find(name, version)
-        async with server.receiver.receive(request) as data, server.classifier.deadline():
-            classifier = server.classifier
-            arguments = (data, inference_header_content_length, model, server.settings.max_images)
+        classifier = server.classifier
+        classifier.check_room(1)
+        async with server.receiver.receive(request) as data, classifier.deadline():
+            arguments = (data, inference_header_content_length, model, server.settings.images_per_request)
             inference, images = await classifier.in_thread(_read, *arguments)
             with classifier.admit(len(images)):
                 results = await asyncio.gather(*(classifier.classify_pixels(model, pixels) for pixels in images))
             return _answer(model, inference, list(results))
 
 
-def _describe(model: Model) -> dict[str, Any]:
+def _describe(model: Model) -> ModelMetadata:
     classes, learners = len(model.artifact.classes), len(model.artifact.learners)
-    return {
-        "name": model.artifact.name,
-        "versions": [model.version],
-        "platform": "onnxruntime_onnx",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *model.artifact.image_size, 3]}],
-        "outputs": [
-            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
-            {"name": LEARNER_PROBABILITIES, "datatype": "FP32", "shape": [-1, learners, classes]},
+    return ModelMetadata(
+        name=model.artifact.name,
+        versions=[model.version],
+        platform="onnxruntime_onnx",
+        inputs=[TensorMetadata(name=INPUT, datatype="UINT8", shape=[-1, *model.artifact.image_size, 3])],
+        outputs=[
+            TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=[-1, classes]),
+            TensorMetadata(name=LEARNER_PROBABILITIES, datatype="FP32", shape=[-1, learners, classes]),
         ],
-    }
+    )
 
 
 def _read(body: bytes, header_length: str | None, model: Model, max_images: int) -> tuple[InferRequest, Pixels]:
@@ -165,6 +237,8 @@ def _read(body: bytes, header_length: str | None, model: Model, max_images: int)
         length = int(header_length)
         if length > len(body):
             raise malformed("malformed_header", f"{HEADER_LENGTH} is larger than the body")
+    if body.count(b"{", 0, length) > _MAX_OBJECTS:
+        raise malformed("malformed_json", f"the JSON has more than {_MAX_OBJECTS} objects")
     try:
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as error:
@@ -213,20 +287,20 @@ def _answer(model: Model, request: InferRequest, results: list[Result]) -> Respo
     }
     default = request.parameters.get("binary_data_output") is True
     wanted = request.outputs or [_Wanted(name=name) for name in tensors]
-    outputs: list[dict[str, Any]] = []
+    outputs: list[OutputTensor] = []
     binary: list[bytes] = []
     for output in wanted:
         tensor = tensors[output.name]
-        entry: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(tensor.shape)}
+        entry = OutputTensor(name=output.name, datatype="FP32", shape=list(tensor.shape))
         if output.parameters.get("binary_data", default) is True:
             binary.append(tensor.astype("<f4").tobytes())
-            entry["parameters"] = {"binary_data_size": len(binary[-1])}
+            entry.parameters = {"binary_data_size": len(binary[-1])}
         else:
-            entry["data"] = tensor.ravel().tolist()
+            entry.data = tensor.ravel().tolist()
         outputs.append(entry)
-    answer = {"model_name": model.artifact.name, "model_version": model.version, "id": request.id, "outputs": outputs}
-    head = JSONResponse(answer)
+    answer = InferAnswer(model_name=model.artifact.name, model_version=model.version, id=request.id, outputs=outputs)
+    head = answer.model_dump_json(exclude_none=True).encode()
     if not binary:
-        return head
-    headers = {HEADER_LENGTH: str(len(head.body))}
-    return Response(bytes(head.body) + b"".join(binary), media_type="application/octet-stream", headers=headers)
+        return Response(head, media_type="application/json")
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Response(head + b"".join(binary), media_type="application/octet-stream", headers=headers)

@@ -84,6 +84,8 @@ def _load(
         options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Threads that spin while they wait take the cores from whatever else runs: decoding, other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Else ONNX Runtime looks for a format of its own first, which it checks less.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if content is not None:
         # Else a model given as bytes reads its external data from the working directory.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
@@ -95,6 +97,8 @@ def _load(
         reason = str(error).splitlines()[0]
         if "External data" in reason:
             raise UserError(f"model {path} refers to data in other files: it has to be one file") from error
+        if "is not a registered function/op" in reason:
+            raise UserError(f"model {path} has an operator that ONNX Runtime doesn't know: {reason}") from error
         raise UserError(f"model {path} can't be loaded (damaged or cut short?): {reason}") from error
 
 
