@@ -26,7 +26,7 @@ from tailstack.files import write_json
 from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.fit import quieten
-from training.learner import METRICS, LearnerTraining, train_learner
+from training.learner import METRICS, Audience, LearnerTraining, train_learner
 from training.losses import LongTailLoss
 from training.memory import keep_freed_memory
 from training.settings import FitSettings
@@ -85,7 +85,7 @@ def bare_speed(
 def fit_speed(learner: Learner, plan: LearnerPlan, data: TrainingData, settings: FitSettings) -> float:
     """Return images per second of the second epoch of `fit`; the first one starts the workers."""
     with tempfile.TemporaryDirectory() as folder:
-        train_learner(learner, plan, data, LongTailLoss(), settings, Path(folder), Console(quiet=True))
+        train_learner(learner, plan, data, LongTailLoss(), settings, Path(folder), Audience(Console(quiet=True)))
         with (Path(folder) / METRICS).open(encoding="utf-8", newline="") as file:
             return float(list(csv.DictReader(file))[-1]["images_per_second"])
 

@@ -1,14 +1,15 @@
-"""The command line: `python -m training prepare|fit|compare|report`."""
+"""The command line: `python -m training prepare|fit|compare|sweep|report`."""
 
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import GenericAlias
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from tailstack.errors import run_command
-from training.settings import CompareSettings, FitSettings, PrepareSettings
+from tailstack.errors import UserError, run_command
+from training.settings import LITE_TRIO, CompareSettings, FitSettings, PrepareSettings, SweepSettings
 
 _OF_A_CELL = {"datastore", "output", "technique", "seed"}
 """Settings of `fit` that `compare` chooses."""
@@ -50,6 +51,25 @@ def _compare_parser() -> ArgumentParser:
     return parser
 
 
+def _sweep_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=SweepSettings.__doc__)
+    _add_config(parser)
+    parser.add_class_arguments(SweepSettings)
+    parser.add_argument("--datastore", type=Path, required=True, help="folder with train.json and test.json")
+    parser.add_argument("--architectures", type=list[str], default=LITE_TRIO[:1], help="timm models, each tried alone")
+    parser.add_argument("--technique", type=str | list[str], default="baseline", help="as of fit; a list is swept")
+    hints: dict[str, Any] = get_type_hints(FitSettings)
+    for name, default in [(item.name, item.default) for item in fields(FitSettings)]:
+        if name in ("datastore", "output", "architectures", "technique", "tau", "class_weights"):
+            continue
+        one = hints[name]
+        either = one | GenericAlias(list, (one,))
+        parser.add_argument(f"--{name}", type=either, default=default, help="as of fit; a list is swept")
+    parser.add_argument("--tau", type=hints["tau"], default=None, help="as of fit")
+    parser.add_argument("--class_weights", type=hints["class_weights"], default={}, help="as of fit")
+    return parser
+
+
 def _report_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Write the report of a comparison: a page, tables as CSV, and figures.")
     parser.add_argument("folder", type=Path, help="the --output of `compare`")
@@ -83,6 +103,19 @@ def _compare(values: dict[str, Any]) -> None:
     compare(settings, FitSettings(datastore=settings.datastores[0], output=settings.output, **values))
 
 
+def _sweep(values: dict[str, Any]) -> None:
+    from training.sweep import sweep  # noqa: PLC0415
+
+    settings = SweepSettings(**{item.name: values.pop(item.name) for item in fields(SweepSettings)})
+    lists = {name: value for name, value in values.items() if isinstance(value, list) and name != "tau"}
+    for name, value in lists.items():
+        if not value:
+            raise UserError(f"--{name} is an empty list")
+    first = {name: value[0] for name, value in lists.items()} | {"architectures": lists["architectures"][:1]}
+    base = FitSettings(output=settings.output, **(values | first))
+    sweep(settings, base, {name: value for name, value in lists.items() if len(value) > 1})
+
+
 def _report(values: dict[str, Any]) -> None:
     from training.report import report  # noqa: PLC0415
 
@@ -93,6 +126,7 @@ _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any
     "prepare": (_prepare_parser, _prepare, "image folder, zip or known data set -> datastore"),
     "fit": (_fit_parser, _fit, "datastore -> trained run"),
     "compare": (_compare_parser, _compare, "techniques x datastores x seeds -> a table, with a report"),
+    "sweep": (_sweep_parser, _sweep, "settings given as lists -> the best combination, on Ray Tune"),
     "report": (_report_parser, _report, "the results of a comparison -> tables and figures"),
 }
 

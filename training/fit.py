@@ -19,7 +19,7 @@ from tailstack.network import Learner, architecture_config
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.evaluation import evaluate_run, results_table
-from training.learner import train_learner
+from training.learner import Audience, OnEpoch, train_learner
 from training.longtail import stratified_split
 from training.losses import LongTailLoss, Vector, make_loss
 from training.memory import keep_freed_memory
@@ -32,12 +32,13 @@ SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices")
 """Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
-def fit(settings: FitSettings, share: Path | None = None) -> RunRecord:
+def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | None = None) -> RunRecord:
     """Train every learner of the technique, evaluate them and their ensemble on the test split, and write the run.
 
     Args:
         settings: of the run.
         share: folder of runs with which learners of the same origin are shared.
+        on_epoch: called with each new row of a learner's metrics.
 
     Raises:
         UserError: a setting, the datastore or the output folder can't be used.
@@ -71,7 +72,7 @@ def fit(settings: FitSettings, share: Path | None = None) -> RunRecord:
             console.print(f"{plan.name}: taken from another run", highlight=False)
         else:
             note_origin(folder, source)
-            _train(plan, data, store.classes, settings, folder, console)
+            _train(plan, data, store.classes, settings, folder, Audience(console, on_epoch))
     record = evaluate_run(plans, store, image_size, data, test_pixels, settings)
     record.save(run)
     console.print(results_table(record))
@@ -139,13 +140,13 @@ def _held_out(store: Datastore, settings: FitSettings) -> dict[str, list[int]]:
 
 
 def _train(
-    plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings, folder: Path, console: Console
+    plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings, folder: Path, audience: Audience
 ) -> None:
     L.seed_everything(plan.seed, verbose=False)
     learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
     if settings.pretrained:
         load_pretrained(learner, plan.architecture)
-    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, folder, console)
+    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, folder, audience)
 
 
 def _loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:

@@ -3,6 +3,8 @@
 import csv
 import io
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,16 @@ from training.techniques import LearnerPlan
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 LOGGED: tuple[str, ...] = ("train_loss", "val_loss", "val_top1")
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Who follows the training: a person at the console, and perhaps a caller."""
+
+    console: Console
+    on_epoch: OnEpoch | None = None
+    """Called with each new row of metrics.csv, once its checkpoint is written."""
 
 
 class LearnerTraining(L.LightningModule):
@@ -98,11 +110,11 @@ class Journal(L.Callback):
     The rows travel in the checkpoint, so that a resumed learner's log has each epoch once.
     """
 
-    def __init__(self, folder: Path, plan: LearnerPlan, epochs: int, console: Console) -> None:
+    def __init__(self, folder: Path, plan: LearnerPlan, epochs: int, audience: Audience) -> None:
         self.folder = folder
         self.plan = plan
         self.epochs = epochs
-        self.console = console
+        self.audience = audience
         self.rows: list[dict[str, float]] = []
         self._before = 0.0
         self._start = self._epoch_start = self._last_step = time.monotonic()
@@ -139,11 +151,13 @@ class Journal(L.Callback):
         write_text(self.folder / METRICS, _as_csv(self.rows))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         line = f"{self.plan.name}: epoch {epoch}/{self.epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.audience.console.print(line, highlight=False, soft_wrap=True)
         # After the last epoch come the weights themselves.
         if epoch < self.epochs:
             with whole_file(self.folder / CHECKPOINT) as part:
                 trainer.save_checkpoint(part)
+        if self.audience.on_epoch:
+            self.audience.on_epoch(self.rows[-1])
 
 
 class Bar(L.Callback):
@@ -178,7 +192,7 @@ def train_learner(
     loss: LongTailLoss,
     settings: FitSettings,
     folder: Path,
-    console: Console,
+    audience: Audience,
 ) -> None:
     """Train `learner`, from the checkpoint in `folder` if there is one, and write its weights there.
 
@@ -196,7 +210,7 @@ def train_learner(
         devices=settings.devices if torch.cuda.is_available() else 1,
         precision=settings.precision,
         max_epochs=settings.epochs,
-        callbacks=_callbacks(learner, plan, settings, folder, console),
+        callbacks=_callbacks(learner, plan, settings, folder, audience),
         logger=TensorBoardLogger(folder, name="", version=""),
         enable_checkpointing=False,  # `Journal` writes it, after its row
         enable_progress_bar=False,
@@ -216,14 +230,14 @@ def train_learner(
 
 
 def _callbacks(
-    learner: Learner, plan: LearnerPlan, settings: FitSettings, folder: Path, console: Console
+    learner: Learner, plan: LearnerPlan, settings: FitSettings, folder: Path, audience: Audience
 ) -> list[L.Callback]:
     recipe = plan.recipe
     callbacks: list[L.Callback] = [Growth(learner, settings.epochs, recipe.grow_from, recipe.freeze)]
     if recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     # The journal saves the checkpoint, after all others have done their part of an epoch.
-    return [*callbacks, Bar(plan.name, console), Journal(folder, plan, settings.epochs, console)]
+    return [*callbacks, Bar(plan.name, audience.console), Journal(folder, plan, settings.epochs, audience)]
 
 
 def _as_csv(rows: list[dict[str, float]]) -> str:

@@ -150,3 +150,19 @@ class CompareSettings:
     def runs_folder(self) -> Path:
         """Where the runs lie."""
         return self.runs or Path("runs") / self.output.name
+
+
+@dataclass
+class SweepSettings:
+    """Try every combination of the settings that are given as lists; the same command goes on where it stopped."""
+
+    output: Path
+    """Folder of the results: sweep.csv, a JSON file a finished trial, and the trained runs."""
+    samples: int = 0
+    """So many combinations, drawn at random; 0 tries all."""
+    stop_losers: bool = True
+    """Stop a trial early that is in the worse half after each doubling of its epochs (ASHA)."""
+    cpus_per_trial: int = 0
+    """Cores that one trial takes; 0 takes all of a machine, so that trials follow each other."""
+    cluster: str | None = None
+    """Address of a Ray cluster; without one, this machine."""
