@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import logging
 import os
 import random
 from pathlib import Path
@@ -52,13 +53,13 @@ def sweep(settings: SweepSettings, base: FitSettings, swept: dict[str, list[Any]
     points = _points(swept, settings.samples, base.seed)
     for point in points:
         chosen(base, point, output)  # a value that no run can have is found before any training
-    ray.init(address=settings.cluster, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=settings.cluster, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         results = _tuner(settings, base, points, output).fit()
+        by_number = {(results[i].config or {})["point"]: results[i] for i in range(len(results))}
     finally:
         ray.shutdown()
-    numbered = sorted(((result.config["point"], result) for result in results), key=lambda pair: pair[0])
-    rows = [_row(points[number], result, base, output) for number, result in numbered]
+    rows = [_row(point, by_number[number], base, output) for number, point in enumerate(points)]
     rows.sort(key=lambda row: -row[METRIC])
     write_text(output / "sweep.csv", _as_csv(rows))
     _print(rows, swept, base, output)
