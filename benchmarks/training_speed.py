@@ -103,7 +103,8 @@ def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
     count = min(len(store.train) - VALIDATION, STEPS * settings.batch_size)
     spread = np.random.default_rng(0).permutation(len(store.train))
     train, val = store.train.subset(spread[:count]), store.train.subset(spread[count : count + VALIDATION])
-    data = TrainingData(load_pixels(train, size, "train"), train.labels, load_pixels(val, size, "val"), val.labels)
+    pixels = load_pixels({"train": train, "val": val}, size)
+    data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels)
     architecture = settings.architectures[0]
     plan = LearnerPlan(f"0-{architecture}", architecture, np.arange(count), Recipe(), tau=1.0, seed=0)
     learner = Learner(architecture, len(store.classes), settings.resolution).to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ stopped goes on with the very batches it would have had.
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
@@ -65,12 +65,20 @@ def common_image_size(datastore: Datastore, resolution: int) -> Size:
     return size if max(size) <= resolution else (resolution, resolution)
 
 
-def load_pixels(split: Split, size: Size, name: str) -> PixelSource:
-    """Decode every image of a split, and keep the pixels if they take no more than `IN_MEMORY` bytes.
+def load_pixels(splits: Mapping[str, Split], size: Size) -> dict[str, PixelSource]:
+    """Decode every image of the named splits, and keep a split's pixels if they take no more than `IN_MEMORY` bytes.
 
     Raises:
-        UserError: listing every image that can't be read.
+        UserError: listing every image that can't be read, of all splits at once.
     """
+    problems: list[str] = []
+    sources = {name: _load_split(name, split, size, problems) for name, split in splits.items()}
+    if problems:
+        raise UserError(f"{len(problems)} image(s) can't be read:\n{listing(problems)}")
+    return sources
+
+
+def _load_split(name: str, split: Split, size: Size, problems: list[str]) -> PixelSource:
     keep = len(split) * size[0] * size[1] * 3 <= IN_MEMORY
     pixels = np.empty((len(split) if keep else 0, *size, 3), dtype=np.uint8)
 
@@ -78,14 +86,12 @@ def load_pixels(split: Split, size: Size, name: str) -> PixelSource:
         try:
             decoded = decode(split.read(index), size)
         except (ImageError, OSError) as error:
-            return f"{name}.json annotation {index} ({split.images[index]}): {error}"
+            return f"{name} image {split.images[index]}: {error}"
         if keep:
             pixels[index] = decoded
         return None
 
-    problems = [problem for problem in _for_each(split, f"Decoding {name}", read) if problem]
-    if problems:
-        raise UserError(f"{len(problems)} image(s) of {name}.json can't be read:\n{listing(problems)}")
+    problems += [problem for problem in _for_each(split, f"Decoding {name}", read) if problem]
     return pixels if keep else StreamedPixels(split, size)
 
 

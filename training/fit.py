@@ -55,14 +55,8 @@ def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | No
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
-    test_pixels = load_pixels(store.test, image_size, "test")
-    data = TrainingData(
-        load_pixels(train, image_size, "train"),
-        train.labels,
-        load_pixels(val, image_size, "val"),
-        val.labels,
-        digest=sha256(run / SPLIT_FILE),
-    )
+    pixels = load_pixels({"train": train, "val": val, "test": store.test}, image_size)
+    data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels, digest=sha256(run / SPLIT_FILE))
     for plan in plans:
         folder = make_folder(learner_folder(run, plan.name))
         source = origin(plan, data, image_size, settings)
@@ -73,7 +67,7 @@ def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | No
         else:
             note_origin(folder, source)
             _train(plan, data, store.classes, settings, folder, Audience(console, on_epoch))
-    record = evaluate_run(plans, store, image_size, data, test_pixels, settings)
+    record = evaluate_run(plans, store, image_size, data, pixels["test"], settings)
     record.save(run)
     console.print(results_table(record))
     console.print(f"Next: python -m export {run} --output models/ensemble.onnx", highlight=False, soft_wrap=True)

@@ -40,7 +40,8 @@ class FitSettings:
     output: Path
     """Folder of the run."""
     technique: str = "tailstack"
-    """Which samples, architectures and losses make the learners; `python -m training techniques` lists them."""
+    """Which samples, architectures and losses make the learners: baseline, balanced, weighted, bagging, bagging-wl,
+    stacking, stacking-wl, logit-adjusted, drw, ldam or tailstack."""
     architectures: list[str] = field(default_factory=lambda: list(LITE_TRIO))
     """Names of timm models, one learner each where the technique stacks; else the first alone is used."""
     loss: Loss | None = None

@@ -1,6 +1,7 @@
 """Where labelled images come from: folders, zips, scikit-learn's digits, torchvision's data sets."""
 
 import inspect
+import shutil
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ def open_source(source: str, folder: Path) -> Source:
         return read_folder(_write_torchvision(source.removeprefix("torchvision:"), folder))
     path = Path(source)
     if path.is_dir():
+        if folder.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"output {folder} lies inside the source, where it would be taken for a class")
         return read_folder(path)
     if zipfile.is_zipfile(path):
         return read_folder(_extract(path, folder))
@@ -76,8 +79,18 @@ def _files(root: Path, folder: Path) -> Iterable[str]:
             yield path.relative_to(root).as_posix()
 
 
+def _empty_images(folder: Path) -> Path:
+    """Return the empty folder for a datastore's own images; those of an earlier `prepare` are removed."""
+    target = folder / "images"
+    if target.exists() and any(target.iterdir()):
+        if not (folder / "train.json").exists():
+            raise UserError(f"{target} has files, and {folder} is no datastore: choose another --output")
+        shutil.rmtree(target)
+    return make_folder(target)
+
+
 def _extract(path: Path, folder: Path) -> Path:
-    target = make_folder(folder / "images")
+    target = _empty_images(folder)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -95,7 +108,7 @@ def _write_digits(folder: Path) -> Path:
     # 17 grey levels, 0 to 16, become 0 to 255.
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
     pairs = ((Image.fromarray(image), str(label)) for image, label in zip(images, digits.target, strict=True))
-    target = folder / "images"
+    target = _empty_images(folder)
     _write_images(pairs, target, len(images))
     return target
 
@@ -106,7 +119,7 @@ def _write_torchvision(name: str, folder: Path) -> Path:
     kind = getattr(torchvision.datasets, name, None)
     if not inspect.isclass(kind):
         raise UserError(f"torchvision has no data set {name!r}; try CIFAR10, CIFAR100, Flowers102, Food101, …")
-    target = folder / "images"
+    target = _empty_images(folder)
     for split in ("train", "test"):
         data = _download(kind, folder / "download", split)
         names = [str(label) for label in getattr(data, "classes", [])]

@@ -96,18 +96,20 @@ def test_every_unreadable_image_is_listed_at_once(tmp_path: Path) -> None:
     split = make_split(tmp_path / "s", [(8, 8)] * 6)
     (tmp_path / "s" / "1.png").write_text("no image")
     (tmp_path / "s" / "4.png").unlink()
+    other = make_split(tmp_path / "t", [(8, 8)])
+    (tmp_path / "t" / "0.png").write_bytes(b"")
     with pytest.raises(UserError) as error:
-        load_pixels(split, (8, 8), "train")
-    assert "2 image(s)" in str(error.value)
-    assert "annotation 1 (1.png)" in str(error.value)
-    assert "annotation 4 (4.png)" in str(error.value)
+        load_pixels({"train": split, "test": other}, (8, 8))
+    assert "3 image(s)" in str(error.value)
+    for name in ("train image 1.png", "train image 4.png", "test image 0.png"):
+        assert name in str(error.value)
 
 
 def test_pixels_too_many_for_memory_are_decoded_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = make_split(tmp_path / "s", [(8, 8)] * 6)
-    kept = load_pixels(split, (8, 8), "train")
+    kept = load_pixels({"train": split}, (8, 8))["train"]
     monkeypatch.setattr(dataset, "IN_MEMORY", 100)
-    streamed = load_pixels(split, (8, 8), "train")
+    streamed = load_pixels({"train": split}, (8, 8))["train"]
     assert isinstance(streamed, StreamedPixels)
     indices = np.array([5, 0, 3])
     np.testing.assert_array_equal(kept[indices], streamed[indices])

@@ -316,3 +316,23 @@ def test_the_command_line_reports_mistakes_in_clear_words(spoilt: Path, tmp_path
     assert skipped.returncode == 0, skipped.stderr
     for result in (missing, bad, skipped):
         assert "Traceback" not in result.stderr
+
+
+def test_an_output_inside_the_source(photos: Path) -> None:
+    assert "inside the source" in refused(photos, photos / "datastore")
+
+
+def test_prepared_again_a_datastore_has_the_new_images_alone(photos: Path, tmp_path: Path) -> None:
+    for number in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for path in photos.rglob("*.png"):
+                name = f"only-in-{number}" if path.parent.name == "dog" else "cat"
+                archive.write(path, path.relative_to(photos).parent.with_name(name) / path.name)
+    run(tmp_path / "1.zip", tmp_path / "d")
+    assert run(tmp_path / "2.zip", tmp_path / "d").classes == ["cat", "only-in-2"]
+
+
+def test_a_folder_of_images_that_is_no_datastore_is_left_alone(photos: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "mine" / "images" / "holiday.png", seed=1)
+    assert "is no datastore" in refused("digits", tmp_path / "mine")
+    assert (tmp_path / "mine" / "images" / "holiday.png").exists()
