@@ -50,7 +50,8 @@ class OtherLoad:
         idle = times.idle + getattr(times, "iowait", 0.0)
         # Linux counts the time of guests in that of users as well.
         guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-        return float(sum(times) - guests - idle - own.user - own.system)
+        ours = own.user + own.system + own.children_user + own.children_system
+        return float(sum(times) - guests - idle - ours)
 
 
 def _cpu_name() -> str:
