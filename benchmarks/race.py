@@ -3,8 +3,8 @@
     python benchmarks/speedrun.py --datastore data/cifar50-imbalance-0.1 --note "what changed"
 
 `python -m training fit` trains the recipe once a seed, each in a fresh folder and a process of its own. The time is
-that of the whole command, imports, decoding and evaluation included. A recipe counts if the mean test accuracy of its seeds is
-0.7933 or more. It is chosen on validation; the test split only says whether it counts.
+that of the whole command, imports, decoding and evaluation included. A recipe counts if the mean test accuracy of its
+seeds is 0.7933 or more. It is chosen on validation; the test split only says whether it counts.
 """
 
 import datetime
