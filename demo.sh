@@ -24,7 +24,13 @@ for _ in $(seq 60); do
     kill -0 $SERVER 2>/dev/null || { cat runs/demo/serve.log; exit 1; }
     sleep 1
 done
-IMAGE="$(ls data/demo/images/3/*.png | head -n 1)"
+# One of the pictures that nothing was trained on.
+IMAGE="$(python -c "
+import json
+from pathlib import Path
+test = json.loads(Path('data/demo/test.json').read_text())
+print(Path('data/demo', test['root'], test['annotations'][len(test['annotations']) // 2]['image']))
+")"
 say curl --silent --show-error --fail --form "image=@$IMAGE" "http://127.0.0.1:$PORT/classify?top_k=3"
 printf '\n\nThe truth is the name of its folder: %s\n' "$(basename "$(dirname "$IMAGE")")"
 
@@ -33,7 +39,7 @@ cat <<'END'
 Three commands make a model of photos of your own, in a folder with one folder a class, and a fourth serves it:
 
     python -m training prepare PHOTOS --output data/photos
-    python -m training fit --datastore data/photos --augment flip --output runs/photos
+    python -m training fit --datastore data/photos --augment light --output runs/photos
     python -m export runs/photos
     bentoml serve
 
