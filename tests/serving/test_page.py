@@ -1,7 +1,6 @@
 """The page in a real browser, against a real server."""
 
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import CLASSES, TRAIN_COUNTS, draw
-from tests.serving.conftest import ROOT, _wait_until_ready, free_port, serve_command, serve_environment
+from tests.serving.conftest import running
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -77,17 +76,9 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
 @pytest.fixture(scope="module")
 def guarded_server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that asks for a key, and has room for one image at a time."""
-    port, log = free_port(), tmp_path_factory.mktemp("guarded") / "log"
-    variables = {"TAILSTACK_MODEL": str(tiny_model), "TAILSTACK_API_KEYS": KEY, "TAILSTACK_MAX_QUEUE": "1"}
-    environment = serve_environment(**variables)
-    with log.open("w") as output:
-        process = subprocess.Popen(serve_command(port), cwd=ROOT, env=environment, stdout=output, stderr=output)
-    try:
-        _wait_until_ready(process, f"http://127.0.0.1:{port}", log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    folder = tmp_path_factory.mktemp("guarded")
+    with running(tiny_model, folder, TAILSTACK_API_KEYS=KEY, TAILSTACK_MAX_QUEUE="1") as server:
+        yield server.address
 
 
 @pytest.fixture
