@@ -33,9 +33,10 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
         when_started: called on the event loop once the model is warm, before the first request.
 
     Raises:
-        UserError: a keys file can't be read.
+        UserError: a keys file can't be read, or the exporter of traces isn't installed.
     """
     server = Server(settings)
+    traces = tracing.open_provider(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,6 +50,8 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
             watching.cancel()
         server.classifier.close()
         server.live.close()
+        if traces is not None:
+            await asyncio.to_thread(traces.shutdown)
 
     app = FastAPI(
         title="Tailstack",
@@ -64,7 +67,7 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
     v2.add(app, server)
     operations.add(app, server)
     app.mount("/static", StaticFiles(directory=WEB), name="static")
-    return tracing.traced(Edge(_with_cors(Gate(app, server.guard), settings)), settings)
+    return tracing.traced(Edge(_with_cors(Gate(app, server.guard), settings)), traces)
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:

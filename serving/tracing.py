@@ -1,28 +1,44 @@
 """OpenTelemetry traces, where an endpoint is configured."""
 
+from typing import TYPE_CHECKING
+
 from starlette.types import ASGIApp
 
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
-def traced(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
-    """Send a span of each request to the OTLP endpoint of `settings`; without one, return `app` as it is.
+_QUIET = "livez,readyz,healthz,metrics,health/live,health/ready"
+
+
+def open_provider(settings: ServerSettings) -> "TracerProvider | None":
+    """Return what sends spans to the OTLP endpoint of `settings`, until it is shut down; None without an endpoint.
 
     Raises:
         UserError: the exporter isn't installed.
     """
     if settings.otlp_endpoint is None:
-        return app
+        return None
     # Imported only where it is wanted: the exporter is an extra, and takes long to import.
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
         raise UserError("TAILSTACK_OTLP_ENDPOINT needs the exporter: pip install 'tailstack[tracing]'") from error
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "tailstack"}))
+    # Shut down by the app: uvicorn ends by the signal it got, and nothing that is registered with atexit runs.
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "tailstack"}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(settings.otlp_endpoint)))
-    return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls="livez,readyz,healthz,metrics")
+    return provider
+
+
+def traced(app: ASGIApp, provider: "TracerProvider | None") -> ASGIApp:
+    """Give `provider` a span of each request; without one, return `app` as it is."""
+    if provider is None:
+        return app
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415
+
+    return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls=_QUIET)

@@ -45,7 +45,45 @@ def test_a_model_that_cannot_be_served(kind: str, says: str, tiny_model: Path, t
     assert "Traceback" not in output
 
 
-def test_a_setting_that_cannot_be_used(tiny_model: Path) -> None:
-    result = start(TAILSTACK_MODEL=str(tiny_model), TAILSTACK_DEVICE="tpu")
+def test_a_wrong_sidecar(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(tiny_model.read_bytes())
+    path.with_name("model.onnx.sha256").write_text("0" * 64 + "  model.onnx\n")
+    result = start(TAILSTACK_MODEL=str(path))
     assert result.returncode == 1
-    assert "TAILSTACK_DEVICE" in result.stderr
+    assert "is not the file that model.onnx.sha256 describes" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TAILSTACK_DEVICE": "tpu"},
+        {"TAILSTACK_MAX_BYTES": "many"},
+        {"TAILSTACK_API_KEYS": " , "},
+        {"TAILSTACK_ADMIN_KEYS": ""},
+        {"TAILSTACK_RELOAD_INTERVAL": "0", "TAILSTACK_WORKERS": "2"},
+    ],
+)
+def test_a_setting_that_cannot_be_used(tiny_model: Path, variables: dict[str, str]) -> None:
+    result = start(TAILSTACK_MODEL=str(tiny_model), **variables)
+    assert result.returncode == 1
+    assert all(name in result.stderr for name in variables)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "can't be read"), ("# none\n", "has no key")])
+def test_a_keys_file_that_cannot_be_used(tiny_model: Path, tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_text(content)
+    result = start(TAILSTACK_MODEL=str(tiny_model), TAILSTACK_API_KEYS_FILE=str(path))
+    assert result.returncode == 1
+    assert says in result.stdout + result.stderr
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="CUDA may work here")
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_there(tiny_model: Path, device: str) -> None:
+    result = start(TAILSTACK_MODEL=str(tiny_model), TAILSTACK_DEVICE=device)
+    assert result.returncode == 1
+    assert f"device {device} was asked for" in result.stdout + result.stderr
