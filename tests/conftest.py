@@ -120,8 +120,8 @@ def write_run(run: Path, datastore: Path, learners: list[tuple[str, int]], seed:
         class_counts=store.train.counts(len(store.classes)).tolist(),
         image_size=(SIZE, SIZE),
         learners=records,
-        weights=[1 / len(records)] * len(records),
-        temperature=1.0,
+        weights=[0.6, *[0.4 / (len(records) - 1)] * (len(records) - 1)] if len(records) > 1 else [1.0],
+        temperature=1.25,
         results={},
         average_learner={},
         datastore={"path": str(datastore), **store.digests()},
@@ -147,10 +147,11 @@ def _write_learner(run: Path, name: str, resolution: int, store: Datastore, imag
     from safetensors.torch import save_file
     from torch import nn
 
-    from tailstack.network import Learner, architecture_config
+    from tailstack.network import Head, Learner, architecture_config
 
     architecture = name.split("-", 1)[1]
-    learner = Learner(architecture, len(store.classes), resolution).train()
+    head: Head = "linear" if name.startswith("0-") else "cosine"
+    learner = Learner(architecture, len(store.classes), resolution, head=head).train()
     for module in learner.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -168,6 +169,7 @@ def _write_learner(run: Path, name: str, resolution: int, store: Datastore, imag
         mean=list(config["mean"]),
         std=list(config["std"]),
         parameters=sum(parameter.numel() for parameter in learner.parameters()),
+        head=head,
         loss="none",
         train_images=len(store.train),
         results={},
