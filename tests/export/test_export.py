@@ -140,7 +140,8 @@ def test_the_file_describes_itself(tiny_model: Path, tiny_run: Path, session: on
     assert artifact.class_counts == TRAIN_COUNTS
     assert artifact.image_size == (SIZE, SIZE)
     assert [(card.architecture, card.resolution, card.weight) for card in artifact.learners] == [
-        (architecture, resolution, 0.5) for architecture, resolution in LEARNERS
+        (architecture, resolution, weight)
+        for (architecture, resolution), weight in zip(LEARNERS, (0.6, 0.4), strict=True)
     ]
     assert artifact.accuracy == record.results
     assert set(artifact.parity) == {"1", "3", "8"}
