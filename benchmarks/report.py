@@ -26,14 +26,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# {model['name']}",
         f"{len(model['learners'])} learner(s), {model['classes']} classes, {model['megabytes']} MB, "
         f"technique {model['technique']}",
-        _table(("", *HEADLINES), _accuracy_rows(report), "Accuracy on the test split"),
+        table(("", *HEADLINES), _accuracy_rows(report), "Accuracy on the test split"),
         _fit_line(report),
-        _table(
+        table(
             ("", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "onnx is faster by"),
             _timing_rows(report),
             "Latency",
         ),
-        _machine_line(report),
+        machine_line(report),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -63,7 +63,8 @@ def _fit_line(report: Mapping[str, Any]) -> str:
     return " ".join(lines)
 
 
-def _machine_line(report: Mapping[str, Any]) -> str:
+def machine_line(report: Mapping[str, Any]) -> str:
+    """Return what the figures were measured on, with a warning where others took the cores meanwhile."""
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "onnxruntime")
     text = (
@@ -78,7 +79,8 @@ def _machine_line(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]], title: str) -> str:
+def table(header: Iterable[str], rows: Iterable[Iterable[str]], title: str) -> str:
+    """Return a headline and a table, whose first column is text and whose others are figures."""
     first, *figures = header
     lines = [[first, *figures], ["---", *("---:" for _ in figures)], *rows]
     return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,240 @@
+"""The load: a process of its own that posts one picture again and again over connections that stay open.
+
+`run_load` starts it; the process reads a `Load` from its standard input and prints a `LoadReport`, both as JSON. It
+speaks only as much HTTP as it has to, because what it takes of the processor is taken from the server.
+"""
+
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+ROOT = Path(__file__).resolve().parent.parent
+OK = 200
+_BOUNDARY = "tailstack-load"
+_HEAD_END = b"\r\n\r\n"
+_MOST_CONNECTIONS = 512
+_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is sent: so many requests at a time, or so many a second."""
+
+    port: int
+    image: str
+    """File of the picture."""
+    seconds: float = 0.0
+    """How long; 0 goes by `requests`."""
+    requests: int = 0
+    """How many, where `seconds` is 0."""
+    concurrency: int = 1
+    """Requests under way at a time, each over a connection of its own; not used where there is a `rate`."""
+    rate: float = 0.0
+    """Requests a second, whether or not those before are answered; 0 waits for them."""
+
+
+@dataclass
+class LoadReport:
+    """What came back."""
+
+    begun: float = 0.0
+    """When the first request was sent, by `time.perf_counter`, which all processes of a machine share."""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Processor time of the load's own process."""
+    answers: list[tuple[float, float]] = field(default_factory=list)
+    """Of each request answered with 200: when it began (seconds since the first), and how long it took (seconds)."""
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    """Of each other one: when it failed, and the status or what happened to its connection."""
+
+    @property
+    def rate(self) -> float:
+        """Answers a second."""
+        return len(self.answers) / self.seconds
+
+    def rate_without_load(self, cores: int) -> float:
+        """Answers a second if the load had run on other cores than the `cores` that it shared with the server."""
+        return len(self.answers) / (self.seconds - self.cpu_seconds / cores)
+
+    def milliseconds(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """Return how long each answered request took."""
+        return np.array([taken for _, taken in self.answers]) * 1e3
+
+    def median_ms(self) -> float:
+        """Return the median of `milliseconds`."""
+        return statistics.median(taken for _, taken in self.answers) * 1e3
+
+    def failed(self) -> dict[str, int]:
+        """Return how many requests failed in which way."""
+        return dict(Counter(kind for _, kind in self.failures))
+
+
+def start_load(load: Load) -> "subprocess.Popen[str]":
+    """Start the process; `finish_load` waits for it."""
+    command = [sys.executable, "-m", "benchmarks.http_load"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(asdict(load)))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def finish_load(process: "subprocess.Popen[str]") -> LoadReport:
+    """Wait for the report of a process that `start_load` started."""
+    output, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return LoadReport(**json.loads(output))
+
+
+def run_load(load: Load) -> LoadReport:
+    """Send a load from a process of its own, and wait for it."""
+    return finish_load(start_load(load))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, with at most one request under way."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[str] | None = None
+        self._received = bytearray()
+        self.open = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self.open = True
+
+    def ask(self, request: bytes) -> "asyncio.Future[str]":
+        """Send a request; the result is its status, or what happened to the connection."""
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._received.clear()
+        self._transport.write(request)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(_HEAD_END)
+        if end < 0:
+            return
+        head = bytes(self._received[:end]).lower()
+        length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
+        if len(self._received) >= end + len(_HEAD_END) + length:
+            self._finish(head[9:12].decode())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        self._finish(type(exc).__name__ if exc else "connection closed")
+
+    def _finish(self, outcome: str) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(outcome)
+
+
+class _Sender:
+    """Sends the requests of one load."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._request = _request(load)
+        self._idle: list[_Connection] = []
+        self._connections = asyncio.Semaphore(_MOST_CONNECTIONS)
+        self._begin = time.perf_counter()
+        self.report = LoadReport()
+
+    async def send(self) -> None:
+        """Send the load, and complete the report."""
+        before = _cpu_seconds()
+        self.report.begun = self._begin = time.perf_counter()
+        await (self._at_rate() if self._load.rate else self._at_a_time())
+        self.report.seconds = time.perf_counter() - self._begin
+        self.report.cpu_seconds = _cpu_seconds() - before
+
+    async def _at_a_time(self) -> None:
+        left = self._load.requests
+
+        async def keep_asking() -> None:
+            nonlocal left
+            while time.perf_counter() - self._begin < self._load.seconds or left > 0:
+                left -= 1
+                await self._ask(time.perf_counter())
+
+        await asyncio.gather(*(keep_asking() for _ in range(self._load.concurrency)))
+
+    async def _at_rate(self) -> None:
+        asking = set()
+        for number in range(int(self._load.seconds * self._load.rate)):
+            due = self._begin + number / self._load.rate
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            task = asyncio.create_task(self._ask(due))
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+        await asyncio.gather(*asking)
+
+    async def _ask(self, due: float) -> None:
+        """Ask once. A request that is late because others are slow has waited since it was `due`."""
+        async with self._connections:
+            try:
+                connection = await self._connect()
+                outcome = await asyncio.wait_for(connection.ask(self._request), _PATIENCE_S)
+            except (OSError, TimeoutError) as error:
+                self._fail(type(error).__name__)
+                return
+        if connection.open:
+            self._idle.append(connection)
+        if outcome == str(OK):
+            self.report.answers.append((due - self._begin, time.perf_counter() - due))
+        else:
+            self._fail(outcome)
+
+    async def _connect(self) -> _Connection:
+        while self._idle:
+            if (idle := self._idle.pop()).open:
+                return idle
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._load.port)
+        return connection
+
+    def _fail(self, kind: str) -> None:
+        self.report.failures.append((time.perf_counter() - self._begin, kind))
+
+
+def _request(load: Load) -> bytes:
+    """Return the bytes of a form with the picture, as curl and browsers send it."""
+    head = f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="image"; filename="picture.jpg"\r\n\r\n'
+    body = head.encode() + Path(load.image).read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    lines = (
+        "POST /classify HTTP/1.1",
+        f"host: 127.0.0.1:{load.port}",
+        f"content-type: multipart/form-data; boundary={_BOUNDARY}",
+        f"content-length: {len(body)}",
+    )
+    return "\r\n".join(lines).encode() + _HEAD_END + body
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _main() -> None:
+    sender = _Sender(Load(**json.load(sys.stdin)))
+    uvloop.run(sender.send())
+    json.dump(asdict(sender.report), sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
