@@ -25,11 +25,11 @@ from tailstack import datastore as datastores
 from tailstack.files import write_json
 from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
-from training.fit import quieten
 from training.learner import METRICS, Audience, LearnerTraining, train_learner
 from training.losses import LongTailLoss
 from training.memory import keep_freed_memory
 from training.settings import FitSettings
+from training.task import quieten
 from training.techniques import LearnerPlan, Recipe
 
 STEPS = 20

@@ -13,6 +13,10 @@ from training.settings import LITE_TRIO, CompareSettings, FitSettings, PrepareSe
 
 _OF_A_CELL = {"datastore", "output", "technique", "seed"}
 """Settings of `fit` that `compare` chooses."""
+_NOT_SWEPT = {
+    *("datastore", "output", "architectures", "technique", "tau", "class_weights"),
+    *("cluster", "cpus_per_learner"),  # a sweep's trials are what is parallel
+}
 
 
 def _prepare_parser() -> ArgumentParser:
@@ -60,7 +64,7 @@ def _sweep_parser() -> ArgumentParser:
     parser.add_argument("--technique", type=str | list[str], default="baseline", help="as of fit; a list is swept")
     hints: dict[str, Any] = get_type_hints(FitSettings)
     for name, default in [(item.name, item.default) for item in fields(FitSettings)]:
-        if name in ("datastore", "output", "architectures", "technique", "tau", "class_weights"):
+        if name in _NOT_SWEPT:
             continue
         one = hints[name]
         either = one | GenericAlias(list, (one,))

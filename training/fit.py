@@ -1,13 +1,9 @@
 """The command `fit`: a datastore -> a trained run."""
 
-import difflib
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as L
 import yaml
 from rich.console import Console
 
@@ -15,20 +11,19 @@ from tailstack import datastore as datastores
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import make_folder, read_json, sha256, write_json
-from tailstack.network import Learner, architecture_config
+from tailstack.network import architecture_config
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.evaluation import evaluate_run, results_table
-from training.learner import Audience, OnEpoch, train_learner
+from training.learner import Audience, OnEpoch
 from training.longtail import stratified_split
-from training.losses import LongTailLoss, Vector, make_loss
 from training.memory import keep_freed_memory
-from training.pretrained import load_pretrained
 from training.settings import FitSettings
 from training.sharing import adopt, note_origin, origin
-from training.techniques import LearnerPlan, completed, plan_learners
+from training.task import Task, class_factors, quieten, train_task
+from training.techniques import completed, plan_learners
 
-SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices")
+SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices", "cluster", "cpus_per_learner")
 """Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
@@ -50,23 +45,16 @@ def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | No
         architecture_config(architecture)
     settings = completed(settings)
     store = datastores.load(settings.datastore)
-    _factors(settings, store.classes)
+    class_factors(settings, store.classes)
     run = _open_run(settings)
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
     pixels = load_pixels({"train": train, "val": val, "test": store.test}, image_size)
     data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels, digest=sha256(run / SPLIT_FILE))
-    for plan in plans:
-        folder = make_folder(learner_folder(run, plan.name))
-        source = origin(plan, data, image_size, settings)
-        if (folder / WEIGHTS_FILE).exists():
-            console.print(f"{plan.name}: already trained", highlight=False)
-        elif share and adopt(folder, source, share):
-            console.print(f"{plan.name}: taken from another run", highlight=False)
-        else:
-            note_origin(folder, source)
-            _train(plan, data, store.classes, settings, folder, Audience(console, on_epoch))
+    todo = [Task(plan, learner_folder(run, plan.name)) for plan in plans]
+    todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
+    _train(todo, data, store.classes, settings, Audience(console, on_epoch))
     record = evaluate_run(plans, store, image_size, data, pixels["test"], settings)
     record.save(run)
     console.print(results_table(record))
@@ -74,13 +62,29 @@ def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | No
     return record
 
 
-def quieten() -> None:
-    """Silence what torch and Lightning say to programmers, not to users."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    for message in ("The '.*dataloader' does not have many workers", ".*LeafSpec.*", ".*isinstance.treespec.*"):
-        warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", "The number of training batches")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+def _is_done(task: Task, source: dict[str, Any], share: Path | None, console: Console) -> bool:
+    """Return whether a learner needs no training, here or because another run has it; else prepare its folder."""
+    make_folder(task.folder)
+    if (task.folder / WEIGHTS_FILE).exists():
+        console.print(f"{task.plan.name}: already trained", highlight=False)
+        return True
+    if share and adopt(task.folder, source, share):
+        console.print(f"{task.plan.name}: taken from another run", highlight=False)
+        return True
+    note_origin(task.folder, source)
+    return False
+
+
+def _train(
+    tasks: list[Task], data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience
+) -> None:
+    if settings.cluster and tasks:
+        from training.cluster import train_on_cluster  # noqa: PLC0415 (Ray is an extra)
+
+        train_on_cluster(tasks, data, classes, settings)
+        return
+    for task in tasks:
+        train_task(task, data, classes, settings, audience)
 
 
 def _open_run(settings: FitSettings) -> Path:
@@ -131,37 +135,3 @@ def _held_out(store: Datastore, settings: FitSettings) -> dict[str, list[int]]:
         return {}
     stay, held = stratified_split(store.train.labels, settings.val_fraction, settings.seed)
     return {"train": stay.tolist(), "val": held.tolist()}
-
-
-def _train(
-    plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings, folder: Path, audience: Audience
-) -> None:
-    L.seed_everything(plan.seed, verbose=False)
-    learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
-    if settings.pretrained:
-        load_pretrained(learner, plan.architecture)
-    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, folder, audience)
-
-
-def _loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:
-    counts = np.bincount(data.train_labels[plan.samples], minlength=len(classes))
-    return make_loss(
-        plan.recipe.loss,
-        # A bag may lack a class, which then has no say in its loss.
-        np.maximum(counts, 1),
-        _factors(settings, classes),
-        beta=settings.beta,
-        tau=plan.tau,
-        weights_from=round(plan.recipe.deferred * settings.epochs),
-    )
-
-
-def _factors(settings: FitSettings, classes: list[str]) -> Vector | None:
-    if not settings.class_weights:
-        return None
-    for name in settings.class_weights:
-        if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=3, cutoff=0.4)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise UserError(f"--class_weights names a class {name!r} that the datastore lacks{hint}")
-    return np.array([settings.class_weights.get(name, 1.0) for name in classes], dtype=np.float32)

@@ -88,6 +88,10 @@ class FitSettings:
     seed: int = 0
     devices: int = 1
     """GPUs to use, where there are any."""
+    cluster: str | None = None
+    """Train learners in parallel on Ray: `auto` is this machine, `ray://HOST:PORT` a cluster that shares the output."""
+    cpus_per_learner: int = 0
+    """Cores of one learner where there is a cluster; 0 takes one."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have.

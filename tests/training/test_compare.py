@@ -71,13 +71,13 @@ def test_a_learner_that_techniques_share_is_trained_once(
     whole: Path, tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    train = module.fit.__globals__["train_learner"]
+    train = module.fit.__globals__["train_task"].__globals__["train_learner"]
 
     def noting(learner: Any, plan: Any, *rest: Any) -> None:
         trained.append(plan.name)
         train(learner, plan, *rest)
 
-    monkeypatch.setattr("training.fit.train_learner", noting)
+    monkeypatch.setattr("training.task.train_learner", noting)
     run_compare(tiny_datastore, tmp_path, ["baseline", "stacking"])
     assert trained == ["0-lcnet_035", "1-mobilenetv3_small_050"]
     # What is there already isn't made again; a new seed shares nothing.

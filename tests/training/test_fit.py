@@ -44,7 +44,7 @@ def refused(chosen: FitSettings) -> str:
     """Return why `fit` refuses, and check that it had not begun to train."""
     with pytest.raises(UserError) as caught:
         fit(chosen)
-    assert not list(chosen.output.glob("learners/*/*"))
+    assert not list(chosen.output.glob("learners/*/*.ckpt"))
     return str(caught.value)
 
 
@@ -287,3 +287,18 @@ def test_the_command_line_answers_mistakes_in_one_line(
     assert error.startswith("error: ")
     assert named in error
     assert len(error.splitlines()) == 1
+
+
+def test_learners_in_parallel_reach_the_same_weights(tiny_datastore: Path, tmp_path: Path) -> None:
+    chosen = {"technique": "stacking-wl", "architectures": ["lcnet_035", "mobilenetv3_small_050"]}
+    one = fit(settings(tiny_datastore, tmp_path / "one", **chosen))
+    both = fit(settings(tiny_datastore, tmp_path / "both", cluster="auto", cpus_per_learner=1, **chosen))
+    assert both.results == one.results
+    for learner in one.learners:
+        paths = [learner_folder(tmp_path / name, learner.name) / WEIGHTS_FILE for name in ("one", "both")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_learner_that_needs_more_cores_than_there_are(tiny_datastore: Path, tmp_path: Path) -> None:
+    chosen = settings(tiny_datastore, tmp_path / "run", technique="baseline", cluster="auto", cpus_per_learner=4096)
+    assert "--cpus_per_learner is 4096" in refused(chosen)

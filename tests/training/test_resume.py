@@ -77,5 +77,5 @@ def test_a_finished_run_is_not_trained_again_nor_with_other_settings(
     def refuse(*_: object) -> None:
         raise AssertionError("it trains again")
 
-    monkeypatch.setattr("training.fit.train_learner", refuse)
+    monkeypatch.setattr("training.task.train_learner", refuse)
     assert fit(settings(tiny_datastore, run, **one)).results == first.results

@@ -1,0 +1,78 @@
+"""One learner from its plan to its weights: what runs in this process, or anywhere on a cluster."""
+
+import difflib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as L
+
+from tailstack.errors import UserError
+from tailstack.network import Learner
+from training.dataset import TrainingData
+from training.learner import Audience, train_learner
+from training.losses import LongTailLoss, Vector, make_loss
+from training.memory import keep_freed_memory
+from training.pretrained import load_pretrained
+from training.settings import FitSettings
+from training.techniques import LearnerPlan
+
+
+@dataclass(frozen=True)
+class Task:
+    """A learner to train, and where its files go."""
+
+    plan: LearnerPlan
+    folder: Path
+
+
+def train_task(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience) -> None:
+    """Train the learner, from its checkpoint if there is one, and write its weights."""
+    quieten()
+    keep_freed_memory()
+    plan = task.plan
+    L.seed_everything(plan.seed, verbose=False)
+    learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
+    if settings.pretrained:
+        load_pretrained(learner, plan.architecture)
+    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, task.folder, audience)
+
+
+def quieten() -> None:
+    """Silence what torch and Lightning say to programmers, not to users."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    for message in ("The '.*dataloader' does not have many workers", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", "The number of training batches")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+
+
+def class_factors(settings: FitSettings, classes: list[str]) -> Vector | None:
+    """Return the user's own factor of each class, float32 `[classes]`, or None.
+
+    Raises:
+        UserError: one is for a class that the datastore lacks.
+    """
+    if not settings.class_weights:
+        return None
+    for name in settings.class_weights:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=3, cutoff=0.4)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise UserError(f"--class_weights names a class {name!r} that the datastore lacks{hint}")
+    return np.array([settings.class_weights.get(name, 1.0) for name in classes], dtype=np.float32)
+
+
+def _loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:
+    counts = np.bincount(data.train_labels[plan.samples], minlength=len(classes))
+    return make_loss(
+        plan.recipe.loss,
+        # A bag may lack a class, which then has no say in its loss.
+        np.maximum(counts, 1),
+        class_factors(settings, classes),
+        beta=settings.beta,
+        tau=plan.tau,
+        weights_from=round(plan.recipe.deferred * settings.epochs),
+    )
