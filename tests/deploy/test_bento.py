@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.deploy.test_kubernetes import BENTO_USER
-from tests.serving.conftest import ROOT, encoded, free_port, serve_command, serve_environment
+from tests.serving.conftest import ROOT, START_LIMIT_S, encoded, free_port, serve_command, serve_environment
 
 BENTOML = Path(sys.executable).with_name("bentoml")
 SOURCES = ("serving", "tailstack", "bentofile.yaml", "requirements.lock", "LICENSE")
@@ -87,13 +87,18 @@ def test_its_image_runs_as_a_user_who_is_not_root(bento: Bento) -> None:
     assert f"BENTO_USER_UID={BENTO_USER}" in dockerfile
     users = re.findall(r"^USER (\w+)", dockerfile, re.MULTILINE)
     assert users[-1] == "bentoml"
-    assert yaml.safe_load((bento.folder / "bento.yaml").read_text())["envs"] == [
-        {"name": "BENTOML_DO_NOT_TRACK", "value": "True", "stage": "all"}
-    ]
+
+
+def test_nothing_in_it_reports_its_use(bento: Bento) -> None:
+    variables = yaml.safe_load((bento.folder / "bento.yaml").read_text())["envs"]
+    found = {variable["name"]: variable["value"] for variable in variables}
+    assert found == {"BENTOML_DO_NOT_TRACK": "True", "ORT_DISABLE_TELEMETRY": "1"}
 
 
 def test_it_serves_its_own_model(bento_server: str) -> None:
-    with httpx.Client(base_url=bento_server, transport=httpx.HTTPTransport(retries=8)) as client:
+    # The socket is open before the model is loaded.
+    transport = httpx.HTTPTransport(retries=8)
+    with httpx.Client(base_url=bento_server, transport=transport, timeout=START_LIMIT_S) as client:
         answer = client.post("/classify", files={"image": encoded()})
         assert answer.status_code == 200
         assert client.get("/").text.startswith("<!doctype html>")
