@@ -18,6 +18,8 @@ MAX_HEADER_BYTES = 65_536
 """Of all headers of a request, of its trailers, and of what a chunk says beyond its size."""
 MAX_PIPELINED = 32
 """Requests that wait for the answer to an earlier one on their connection."""
+KEEP_ALIVE_S = 75
+"""uvicorn's 5 s end connections that a load balancer, with a minute usually, is about to use again."""
 
 
 def guard_connections(settings: ServerSettings) -> None:
@@ -39,6 +41,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.timeout_keep_alive = KEEP_ALIVE_S
         self._timer: asyncio.TimerHandle | None = None
         self._unparsed = 0
         self._in_body = False

@@ -1,7 +1,10 @@
 """The model that answers, and its exchange for a new version of the file while requests go on."""
 
 import asyncio
+import ctypes
+import gc
 import logging
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -38,24 +41,29 @@ class LiveModel:
         """
         async with self._loading:
             self._seen = self._signature()
-            loop = asyncio.get_running_loop()
             try:
-                new = await loop.run_in_executor(self._loader, self._load)
-            except Exception as error:
-                METRICS.reloads.labels("refused").inc()
-                logger.warning("new model refused, %s goes on: %s", self.current.version, error)
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(f"the file can't be served: {type(error).__name__}") from error
-            if new.version == self.current.version:
-                METRICS.reloads.labels("unchanged").inc()
-                return False
-            old, self.current = self.current, new
-            _show(old, 0)
-            _show(new, 1)
-            METRICS.reloads.labels("loaded").inc()
-            logger.info("model %s replaces %s", new.version, old.version)
-            return True
+                return await self._exchange()
+            finally:
+                await asyncio.get_running_loop().run_in_executor(self._loader, _give_back_memory)
+
+    async def _exchange(self) -> bool:
+        try:
+            new = await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
+        except Exception as error:
+            METRICS.reloads.labels("refused").inc()
+            logger.warning("new model refused, %s goes on: %s", self.current.version, error)
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"the file can't be served: {type(error).__name__}") from error
+        if new.version == self.current.version:
+            METRICS.reloads.labels("unchanged").inc()
+            return False
+        old, self.current = self.current, new
+        _show(old, 0)
+        _show(new, 1)
+        METRICS.reloads.labels("loaded").inc()
+        logger.info("model %s replaces %s", new.version, old.version)
+        return True
 
     async def watch(self) -> None:
         """Reload whenever the file or its sidecar changes, for ever."""
@@ -82,6 +90,14 @@ class LiveModel:
     def _signature(self) -> Signature:
         model = self._settings.model
         return tuple(_stat(path) for path in (model, model.with_name(f"{model.name}.sha256")))
+
+
+def _give_back_memory() -> None:
+    """Let go of what a model that is gone took: glibc keeps it, and a server would grow with each reload."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -6,4 +6,7 @@ import os
 # of the speed: two trainings on two cores ran at 4 images/s instead of 24. It is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# ONNX Runtime has telemetry of its own, which writes into the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __version__ = "0.1.0"
