@@ -23,6 +23,8 @@ DPI = 115
 COLOURS = 256
 WIDTH = 8.6
 """Width of a figure, in inches: what a page of Markdown shows without scaling."""
+LONGEST = 24
+"""Letters of a name."""
 INK, GREY = "#222222", "#7A7A7A"
 # The palette of Okabe & Ito, which people who don't see all colours tell apart.
 BLUE, SKY, ORANGE, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
@@ -43,6 +45,7 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # a class may be named $5
 }
 
 Row = Sequence[str | float | None]
@@ -85,6 +88,11 @@ def _field(value: str | float | None) -> str | int:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def short(name: str) -> str:
+    """Return a name that leaves room for the drawing."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def percent(axis: Axes, *, x: bool = False) -> None:

@@ -19,6 +19,7 @@ from training.figures import (
     Row,
     drawing,
     percent,
+    short,
     write_csv,
 )
 from training.report_data import BASELINE, Floats, Group, Series, spread
@@ -90,7 +91,7 @@ def _name_classes(axis: Axes, names: Sequence[str]) -> None:
         axis.set_xlabel("classes, by falling number of training images")
         return
     size = 9 if len(names) <= 30 else 7.5
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=size)
+    axis.set_xticks(range(len(names)), list(map(short, names)), rotation=90, fontsize=size)
     axis.tick_params(axis="x", length=0)
 
 
@@ -174,8 +175,8 @@ def _confusion(group: Group, featured: Sequence[Series], path: Path) -> str:
         return ""
     order = np.argsort(-group.counts, kind="stable")
     names = group.cell.run.classes
-    rows: list[Row] = [[names[i], *(float(matrix[i, j]) for j in order)] for i in order]
-    write_csv(path.with_suffix(".csv"), ("true \\ predicted", *(names[i] for i in order)), rows)
+    rows: list[Row] = [[names[i], names[j], float(matrix[i, j])] for i in order for j in order if matrix[i, j]]
+    write_csv(path.with_suffix(".csv"), ("true", "predicted", "share"), rows)
     if len(order) > NAMED:
         order = np.sort(np.argsort(np.diag(matrix), kind="stable")[:NAMED])
         order = order[np.argsort(-group.counts[order], kind="stable")]
@@ -185,9 +186,9 @@ def _confusion(group: Group, featured: Sequence[Series], path: Path) -> str:
         for kept, colours, most in ((right, "Blues", 1.0), (~right, "Oranges", 0.4)):
             shares = np.ma.masked_array(part, ~kept | (part < SHADED))
             axis.imshow(shares, cmap=colours, vmin=0, vmax=most, interpolation="nearest", aspect="auto")
-        labels = [f"{names[i]}  {group.counts[i]}" for i in order]
+        labels = [f"{short(names[i])}  {group.counts[i]}" for i in order]
         size = float(np.clip(300 / len(order), 7.0, 11))
-        axis.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=size)
+        axis.set_xticks(range(len(order)), [short(names[i]) for i in order], rotation=90, fontsize=size)
         axis.set_yticks(range(len(order)), labels, fontsize=size)
         axis.set(xlabel="predicted class", ylabel="true class, with its training images")
         axis.tick_params(length=0)

@@ -28,7 +28,8 @@ Reference = dict[tuple[str, float], float]
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l") -> str:
     """Return a table of Markdown; `align` has an l or r for each of the first columns, the rest are numbers."""
     rule = ["---" if letter == "l" else "---:" for letter in align.ljust(len(header), "r")]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+    lines = ([text.replace("|", "\\|") for text in line] for line in [header, rule, *rows])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value: float | None, digits: int = 4) -> str:

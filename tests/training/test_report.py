@@ -247,6 +247,17 @@ def test_data_sets_of_the_same_ratio_are_kept_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_names_that_mean_something_to_markdown_or_to_formulas(tmp_path: Path) -> None:
+    one = cell(4, 0.1, "baseline", 0)
+    one.run.classes[:] = ["$5", "cost^{$", "a|b", "long " * 30]
+    for item, accuracy in zip(one.run.per_class, (0.9, 0.8, 0.1, 0.2), strict=True):
+        item["accuracy"] = accuracy
+    page = write(tmp_path, [one])
+    assert f"| a\\|b | {one.run.class_counts[2]} | 10.0% |" in page
+    with Image.open(tmp_path / "figures" / "ratio-0.1-confusion.png") as image:
+        assert image.width < 2 * image.height
+
+
 @pytest.mark.parametrize(
     ("datastore", "measured", "asked"),
     [
