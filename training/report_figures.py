@@ -156,6 +156,8 @@ def _groups(group: Group, _featured: Sequence[Series], path: Path) -> str:
                 axis.bar_label(bars, [f"{100 * mean:.0f}" for mean in means], fontsize=7.5, padding=3)
         axis.set_xticks(range(len(group.series)), list(group.series), rotation=0 if len(group.series) <= 7 else 30)
         axis.set(ylabel="test accuracy", ylim=(0, 1.06), yticks=np.linspace(0, 1, 6))
+        half = max(len(group.series), 4) / 2
+        axis.set_xlim((len(group.series) - 1) / 2 - half, (len(group.series) - 1) / 2 + half)
         axis.grid(visible=False, axis="x")
         percent(axis)
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

@@ -32,6 +32,8 @@ WORST = 8
 """Classes that are listed as suffering."""
 ASKED = (5, 10, 20, 50, 100, 200, 500, 1000)
 """Counts of images whose doubling is worth a line."""
+LEAST = 0.005
+"""Gain from which it is a whole point."""
 _OF_A_CELL = {"technique", "seed", *NOT_SWEPT, *Recipe.__dataclass_fields__}
 
 
@@ -168,7 +170,7 @@ def more_images(group: Group, series: Series) -> str:
 def _gains(fit: CountFit) -> dict[int, tuple[float, float, float]]:
     counts = [count for count in ASKED if fit.smallest <= count and 2 * count <= fit.largest]
     gains = {count: fit.doubling(count) for count in counts if fit.supported}
-    return {count: gain for count, gain in gains.items() if gain[1] > 0}
+    return {count: gain for count, gain in gains.items() if gain[1] >= LEAST}
 
 
 def tables(groups: Sequence[Group], reference: Reference) -> list[str]:

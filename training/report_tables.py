@@ -154,7 +154,9 @@ def reference_table(groups: Sequence[Group], reference: Reference) -> str:
     for group in groups:
         cells = [_beside(group, name, reference.get((name, group.ratio))) for name in techniques]
         rows.append([group.label, *cells])
-    rows.append(["average improvement", *(_improvements(groups, name, reference) for name in techniques)])
+    improvements = [_improvements(groups, name, reference) for name in techniques]
+    if any(improvements):
+        rows.append(["average improvement", *improvements])
     return markdown_table(["ratio", *techniques], rows)
 
 
@@ -188,9 +190,8 @@ def reference_findings(groups: Sequence[Group], reference: Reference) -> list[st
     below = [
         f"`{name}` at {group.label} ({ours - theirs:+.4f})" for group, name, ours, theirs in pairs if ours < theirs
     ]
-    first = f"Below the course project's figure: {', '.join(below)}." if below else ""
     return [
-        first or f"All {len(pairs)} figures are at or above the course project's.",
+        f"Below the course project's figure: {', '.join(below)}." if below else "None is below the course project's.",
         *(line for group in groups if (line := _order(group))),
     ]
 
