@@ -1,10 +1,14 @@
 """Logs: one JSON object a line, on the standard output."""
 
+import ctypes
 import json
 import logging
 import logging.config
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
+_LOADED = Path("/proc/self/maps")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -25,8 +29,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+def silence_libtiff() -> None:
+    """Keep libtiff from writing what is wrong with a client's file into the log, where it is no JSON line.
+
+    Pillow, which raises an error of its own then, leaves libtiff's handler as it is.
+    """
+    # Pillow's packages bring a library of their own, under a name with a digest.
+    loaded = re.search(r"/\S*/libtiff\S*", _LOADED.read_text()) if _LOADED.exists() else None
+    if loaded:
+        ctypes.CDLL(loaded[0]).TIFFSetErrorHandler(None)
+
+
 def configure() -> None:
-    """Send every logger of this process through the formatter, BentoML's and uvicorn's too."""
+    """Send every logger of this process through the formatter, BentoML's and uvicorn's too, and Python's warnings."""
+    logging.captureWarnings(True)
     handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
     own = {"handlers": ["stdout"], "level": "INFO", "propagate": False}
     logging.config.dictConfig(
@@ -41,6 +57,7 @@ def configure() -> None:
                 # These warn of each malformed request, which is the client's affair; the answer and /metrics tell.
                 "uvicorn.error": {**own, "level": "ERROR"},
                 "python_multipart": {**own, "level": "ERROR"},
+                "PIL": {**own, "level": "CRITICAL"},
             },
             "root": {"handlers": ["stdout"], "level": "WARNING"},
         }

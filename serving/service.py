@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from serving.server import Server
 
 T = TypeVar("T")
+_MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+"""For glibc in the workers: give the pixels of large images back at once, instead of keeping some for each thread."""
 
 
 class TailstackService(Service[Any]):
@@ -43,6 +45,7 @@ def _worker_app() -> ASGIApp:
 
     settings = ServerSettings.from_environment()
     guard_connections(settings)
+    logs.silence_libtiff()
 
     def when_started(server: "Server") -> None:
         server.drain_on_sigterm()
@@ -83,6 +86,8 @@ class Tailstack:
         """Check the settings and the model, and prepare what the workers share. Called by BentoML, without a self."""
         # BentoML doesn't bring back a killed worker where this says that it runs in a container.
         os.environ.pop("BENTOML_CONTAINERIZED", None)
+        for name, value in _MALLOC.items():
+            os.environ.setdefault(name, value)
         _or_exit(_check)
         logs.configure()
         if _or_exit(ServerSettings.from_environment).workers > 1:
