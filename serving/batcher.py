@@ -1,20 +1,28 @@
 """Requests that wait become one batch: as soon as an inference slot is free, it takes what has come in meanwhile.
 
-Nobody waits for company: on an idle server a single image is run at once, and batches grow by themselves under load.
+On an idle server a single image is run at once, and batches grow by themselves under load. An image waits for company
+only where that is at hand already: others that are being decoded. Without that, a slot that gets free as the clients of
+its last batch come back takes the first of them alone, and the others wait for a batch of one.
 """
 
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from serving.metrics import METRICS
 from serving.runtime import Answer, Model, Vector
 from tailstack.images import Pixels
+
+PATIENCE_S = 0.005
+"""About what it takes to decode the pictures of a batch."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,10 @@ class Result:
     """float32 `[classes]`."""
     votes: Vector
     """float32 `[learners, classes]`."""
+    order: npt.NDArray[np.int64]
+    """Classes, the most probable first, `[classes]`."""
+    choices: list[int]
+    """Each learner's most probable class."""
 
 
 @dataclass(frozen=True)
@@ -41,35 +53,71 @@ class Batcher:
     Args:
         max_batch: images of one inference.
         slots: inferences at a time.
+        patience: seconds that the first image of a batch waits for those that are being decoded.
     """
 
-    def __init__(self, max_batch: int, slots: int) -> None:
+    def __init__(self, max_batch: int, slots: int, patience: float = PATIENCE_S) -> None:
         self._max_batch = max_batch
-        self._free = slots
+        self._patience = patience
+        self._slots = self._free = slots
         self._waiting: deque[_Item] = deque()
+        self._coming = self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._executor = ThreadPoolExecutor(slots, "inference")
 
-    def submit(self, model: Model, pixels: Pixels) -> "asyncio.Future[Result]":
-        """Queue one image, uint8 `[height, width, 3]` of the model's size; cancel the future to leave it out."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Item(model, pixels, future, time.perf_counter()))
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """Let the next batch wait, for a moment, until the block has submitted an image, or failed to."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self._dispatch()
+
+    def submit(self, model: Model, *images: Pixels) -> "list[asyncio.Future[Result]]":
+        """Queue images, uint8 `[height, width, 3]` of the model's size; cancel the future of one to leave it out."""
+        loop, now = asyncio.get_running_loop(), time.perf_counter()
+        items = [_Item(model, pixels, loop.create_future(), now) for pixels in images]
+        self._waiting += items
         self._dispatch()
-        return future
+        return [item.future for item in items]
 
     def close(self) -> None:
         """End the threads, once what they are at is done."""
         self._executor.shutdown(wait=False)
 
     def _dispatch(self) -> None:
-        while self._free and (batch := self._take()):
+        while self._free and self._waiting and self._is_due() and (batch := self._take()):
+            alone = self._free == self._slots
             self._free -= 1
-            run = asyncio.get_running_loop().run_in_executor(self._executor, _run, batch)
+            self._running += len(batch)
+            run = asyncio.get_running_loop().run_in_executor(self._executor, _run, batch, alone)
             run.add_done_callback(partial(self._deliver, batch))
+
+    def _is_due(self) -> bool:
+        """Return whether the next batch needs no more patience; if it does, look again when that is at its end."""
+        left = self._waiting[0].since + self._patience - time.perf_counter()
+        if not self._coming or len(self._waiting) >= self._fair_share() or left <= 0:
+            return True
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(left, self._look_again)
+        return False
+
+    def _fair_share(self) -> int:
+        """Return how many images one slot takes: with more, it would leave the others without work."""
+        images = len(self._waiting) + self._coming + self._running
+        return min(self._max_batch, -(-images // self._slots))
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._dispatch()
 
     def _take(self) -> list[_Item]:
         """Take the next images that are for the same model, and that somebody still waits for."""
         batch: list[_Item] = []
-        while self._waiting and len(batch) < self._max_batch:
+        most = self._fair_share()
+        while self._waiting and len(batch) < most:
             if self._waiting[0].future.done():
                 self._waiting.popleft()
                 continue
@@ -79,8 +127,9 @@ class Batcher:
             batch.append(self._waiting.popleft())
         return batch
 
-    def _deliver(self, batch: list[_Item], run: "asyncio.Future[Answer]") -> None:
+    def _deliver(self, batch: list[_Item], run: "asyncio.Future[list[Result]]") -> None:
         self._free += 1
+        self._running -= len(batch)
         self._dispatch()
         error = run.exception()
         for index, item in enumerate(batch):
@@ -89,15 +138,21 @@ class Batcher:
             if error is not None:
                 item.future.set_exception(error)
             else:
-                answer = run.result()
-                item.future.set_result(Result(answer.probabilities[index], answer.votes[index]))
+                item.future.set_result(run.result()[index])
 
 
-def _run(batch: list[_Item]) -> Answer:
+def _run(batch: list[_Item], alone: bool) -> list[Result]:
     start = time.perf_counter()
     for item in batch:
         METRICS.queue_seconds.observe(start - item.since)
-    answer = batch[0].model.classify(np.stack([item.pixels for item in batch]))
+    answer = batch[0].model.classify(np.stack([item.pixels for item in batch]), alone=alone)
     METRICS.batch_size.observe(len(batch))
     METRICS.inference_seconds.observe(time.perf_counter() - start)
-    return answer
+    return _results(answer)
+
+
+def _results(answer: Answer) -> list[Result]:
+    """Split a batch's answer. What takes numpy is done for all images at once: a call costs more than its work."""
+    orders = np.argsort(-answer.probabilities, axis=1, kind="stable")
+    choices = answer.votes.argmax(axis=2).tolist()
+    return [Result(*parts) for parts in zip(answer.probabilities, answer.votes, orders, choices, strict=True)]

@@ -3,11 +3,11 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serving.batcher import Batcher, Result
 from serving.body import Upload
@@ -15,7 +15,7 @@ from serving.decoding import decode_safely
 from serving.errors import RequestError, overloaded
 from serving.live import LiveModel
 from serving.metrics import METRICS
-from serving.runtime import CPU, Model
+from serving.runtime import Model
 from serving.settings import ServerSettings
 from tailstack.images import ImageError, Pixels
 
@@ -30,7 +30,7 @@ class Classifier:
         self._live = live
         self._admitted = 0
         self._decoders = ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0)) // settings.workers), "decode")
-        self._batcher = Batcher(settings.max_batch, slots(live.current))
+        self._batcher = Batcher(settings.max_batch, live.current.slots)
         METRICS.queue_capacity.set(settings.max_queue)
 
     @property
@@ -82,11 +82,13 @@ class Classifier:
         """Run what takes the processor's time off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
-    async def classify_pixels(self, model: Model, pixels: Pixels) -> Result:
-        """Run one image, uint8 `[height, width, 3]` of the model's size, in whatever batch it gets into."""
-        result = await self._batcher.submit(model, pixels)
-        _record(model, result)
-        return result
+    def expect(self) -> AbstractContextManager[None]:
+        """Let batches wait, for a moment, for the image that the block is about to queue."""
+        return self._batcher.expect()
+
+    def classify_pixels(self, model: Model, *images: Pixels) -> list[Coroutine[Any, Any, Result]]:
+        """Queue images, uint8 `[height, width, 3]` of the model's size; their results are awaited."""
+        return [_recorded(model, answer) for answer in self._batcher.submit(model, *images)]
 
     async def classify_image(self, model: Model, upload: Upload) -> Result:
         """Decode and run one image.
@@ -94,8 +96,10 @@ class Classifier:
         Raises:
             RequestError: the image can't be decoded.
         """
-        pixels = await self.in_thread(self.decode, model, upload)
-        return await self.classify_pixels(model, pixels)
+        with self.expect():
+            pixels = await self.in_thread(self.decode, model, upload)
+            [result] = self.classify_pixels(model, pixels)
+        return await result
 
     def decode(self, model: Model, upload: Upload) -> Pixels:
         """Decode one image to the model's size.
@@ -121,15 +125,12 @@ class Classifier:
         METRICS.queue_images.set(self._admitted)
 
 
-def slots(model: Model) -> int:
-    """Return how many inferences run at a time: two keep a CPU's cores busy between them, a GPU is one queue."""
-    return 2 if model.provider == CPU else 1
-
-
-def _record(model: Model, result: Result) -> None:
+async def _recorded(model: Model, answer: "asyncio.Future[Result]") -> Result:
     """Count what shows drift: classes, confidence, and learners at odds with the ensemble."""
-    first = int(result.probabilities.argmax())
+    result = await answer
+    first = int(result.order[0])
     METRICS.predictions.labels(model.artifact.classes[first]).inc()
     METRICS.confidence.observe(float(result.probabilities[first]))
-    if (result.votes.argmax(axis=1) != first).any():
+    if any(choice != first for choice in result.choices):
         METRICS.disagreements.inc()
+    return result

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from pydantic import BaseModel
 
 from serving.batcher import Result
@@ -123,11 +122,11 @@ def name_of(model: Model) -> ModelName:
 def image_result(model: Model, result: Result, options: Options) -> ImageResult:
     """Put one image's probabilities and votes into words."""
     classes = model.artifact.classes
-    best = np.argsort(-result.probabilities, kind="stable")[: options.top_k].tolist()
+    best = result.order[: options.top_k]
     probabilities = result.probabilities[best].tolist()
     predictions = [
         Prediction(label=classes[index], index=index, probability=probability)
-        for index, probability in zip(best, probabilities, strict=True)
+        for index, probability in zip(best.tolist(), probabilities, strict=True)
         if probability >= options.min_probability
     ]
     return ImageResult(predictions=predictions, learners=_votes(model, result) if options.learners else None)
@@ -150,19 +149,16 @@ def describe(model: Model) -> ModelDescription:
 
 
 def _votes(model: Model, result: Result) -> list[Vote]:
-    first = int(result.probabilities.argmax())
-    votes = []
-    for card, probabilities in zip(model.artifact.learners, result.votes, strict=True):
-        index = int(probabilities.argmax())
-        votes.append(
-            Vote(
-                learner=card.name,
-                label=model.artifact.classes[index],
-                probability=float(probabilities[index]),
-                agrees=index == first,
-            )
+    first = result.order[0]
+    return [
+        Vote(
+            learner=card.name,
+            label=model.artifact.classes[choice],
+            probability=float(probabilities[choice]),
+            agrees=choice == first,
         )
-    return votes
+        for card, probabilities, choice in zip(model.artifact.learners, result.votes, result.choices, strict=True)
+    ]
 
 
 def _top_k(text: str) -> int:

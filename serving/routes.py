@@ -71,16 +71,19 @@ def add(app: FastAPI, server: Server) -> None:
         async with server.receiver.receive(request) as body, classifier.deadline():
             model = classifier.model
             with classifier.admit(1):
-                content, pixels = await classifier.in_thread(_parse_and_decode, server, model, body, request)
-                options = Options.read(request.query_params, content)
-                result = image_result(model, await classifier.classify_pixels(model, pixels), options)
-        answer = Classification(
-            request_id=request.state.request_id,
-            model=name_of(model),
-            predictions=result.predictions,
-            learners=result.learners,
+                with classifier.expect():
+                    content, pixels = await classifier.in_thread(_parse_and_decode, server, model, body, request)
+                    options = Options.read(request.query_params, content)
+                    [answer] = classifier.classify_pixels(model, pixels)
+                result = image_result(model, await answer, options)
+        return _json(
+            Classification(
+                request_id=request.state.request_id,
+                model=name_of(model),
+                predictions=result.predictions,
+                learners=result.learners,
+            )
         )
-        return _json(answer)
 
     @app.post(
         "/classify/batch",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float32]
 CPU = "CPUExecutionProvider"
+SLOTS_PER_THREAD = 2
+"""On a CPU: while one batch's answers go out and its clients' next requests come in, others keep the core busy."""
 _TYPES = {INPUT: "tensor(uint8)", PROBABILITIES: "tensor(float)", LEARNER_PROBABILITIES: "tensor(float)"}
 
 
@@ -39,9 +41,14 @@ class Model:
     version: str
     """First 12 digits of the file's SHA-256."""
     session: "onnxruntime.InferenceSession"
+    """For a batch that has the cores to itself."""
+    narrow: "onnxruntime.InferenceSession"
+    """For batches side by side, on the CPU: on one thread each, no thread of theirs waits for another."""
+    slots: int
+    """How many inferences run at a time; a GPU is one queue."""
 
     @classmethod
-    def load(cls, path: Path, device: Device = "auto", threads: int = 0, max_batch: int = 1) -> "Model":
+    def load(cls, path: Path, device: Device = "auto", threads: int = 1, max_batch: int = 1) -> "Model":
         """Load a file, check it, and run its smallest and its largest batch so that the first requests find it warm.
 
         Raises:
@@ -51,10 +58,15 @@ class Model:
         content = _read(path)
         digest = hashlib.sha256(content).hexdigest()
         _check_sidecar(path, digest)
-        session = open_session(path, device, threads, content=content)
-        model = cls(_artifact(session, path), digest[:12], session)
+        session = narrow = open_session(path, device, threads, content=content)
+        slots = 1
+        if provider_in_use(session) == CPU:
+            slots = SLOTS_PER_THREAD * threads
+            narrow = open_session(path, "cpu", 1, content=content) if threads > 1 else session
+        model = cls(_artifact(session, path), digest[:12], session, narrow, slots)
         for size in {1, max_batch}:
-            model._warm_up(path, size)
+            model._warm_up(path, size, alone=True)
+        model._warm_up(path, max_batch, alone=False)
         return model
 
     @property
@@ -62,16 +74,22 @@ class Model:
         """The execution provider that really runs the graph."""
         return provider_in_use(self.session)
 
-    def classify(self, images: Pixels) -> Answer:
-        """Run the graph on uint8 `[batch, height, width, 3]` RGB images of the artifact's `image_size`."""
+    def classify(self, images: Pixels, *, alone: bool = True) -> Answer:
+        """Run the graph on uint8 `[batch, height, width, 3]` RGB images of the artifact's `image_size`.
+
+        Args:
+            images: one batch.
+            alone: whether no other batch runs at the same time.
+        """
         if self.provider == CPU:
-            return Answer(*self.session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}))
+            session = self.session if alone else self.narrow
+            return Answer(*session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}))
         return _run_bound(self.session, images)
 
-    def _warm_up(self, path: Path, batch: int) -> None:
+    def _warm_up(self, path: Path, batch: int, *, alone: bool) -> None:
         height, width = self.artifact.image_size
         try:
-            answer = self.classify(np.zeros((batch, height, width, 3), dtype=np.uint8))
+            answer = self.classify(np.zeros((batch, height, width, 3), dtype=np.uint8), alone=alone)
         # ONNX Runtime's errors are classes of its C module, without a common base but Exception.
         except Exception as error:
             raise UserError(f"model {path} can't be run: {str(error).splitlines()[0]}") from error

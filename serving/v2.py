@@ -210,7 +210,7 @@ def add(app: FastAPI, server: Server) -> None:
             arguments = (data, inference_header_content_length, model, server.settings.images_per_request)
             inference, images = await classifier.in_thread(_read, *arguments)
             with classifier.admit(len(images)):
-                results = await asyncio.gather(*(classifier.classify_pixels(model, pixels) for pixels in images))
+                results = await asyncio.gather(*classifier.classify_pixels(model, *images))
             return _answer(model, inference, list(results))
 
 
