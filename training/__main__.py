@@ -20,7 +20,7 @@ _NOT_SWEPT = {
 
 
 def _prepare_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=PrepareSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=PrepareSettings.__doc__)
     parser.add_argument(
         "source",
         help="image folder (train/ and test/ with a folder a class, or class folders alone), a zip of one, `digits`, "
@@ -38,14 +38,14 @@ def _prepare_parser() -> ArgumentParser:
 
 
 def _fit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=FitSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=FitSettings.__doc__)
     _add_config(parser)
     parser.add_class_arguments(FitSettings)
     return parser
 
 
 def _compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=CompareSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=CompareSettings.__doc__)
     _add_config(parser)
     parser.add_argument("--datastores", type=Path, nargs="+", required=True, help="folders of datastores")
     parser.add_argument("--techniques", type=str, nargs="+", default=["all"], help="names of techniques, or `all`")
@@ -56,7 +56,7 @@ def _compare_parser() -> ArgumentParser:
 
 
 def _sweep_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=SweepSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=SweepSettings.__doc__)
     _add_config(parser)
     parser.add_class_arguments(SweepSettings)
     parser.add_argument("--datastore", type=Path, required=True, help="folder with train.json and test.json")
@@ -75,7 +75,9 @@ def _sweep_parser() -> ArgumentParser:
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write the report of a comparison: a page, tables as CSV, and figures.")
+    parser = ArgumentParser(
+        exit_on_error=False, description="Write the report of a comparison: a page, tables as CSV, and figures."
+    )
     parser.add_argument("folder", type=Path, help="the --output of `compare`")
     return parser
 
@@ -138,7 +140,9 @@ _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any
 def main() -> None:
     """Parse the command line and run the command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python -m training", description="Prepare data and train an ensemble on it.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python -m training", description="Prepare data and train an ensemble on it."
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (make_parser, _, summary) in _COMMANDS.items():
         commands.add_subcommand(name, make_parser(), help=summary)
