@@ -1,6 +1,6 @@
 """The command line: `python -m training prepare|fit|compare|sweep|report`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from types import GenericAlias
@@ -11,10 +11,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from tailstack.errors import UserError, run_command
 from training.settings import LITE_TRIO, CompareSettings, FitSettings, PrepareSettings, SweepSettings
 
-_OF_A_CELL = {"datastore", "output", "technique", "seed"}
-"""Settings of `fit` that `compare` chooses."""
+_OF_A_CELL = {"datastore", "output", "technique", "seed", "budget"}
+"""Settings of `fit` that `compare` chooses, and the budget: what is compared has to be trained alike."""
 _NOT_SWEPT = {
-    *("datastore", "output", "architectures", "technique", "tau", "class_weights"),
+    *("datastore", "output", "architectures", "technique", "tau", "class_weights", "budget"),
     *("cluster", "cpus_per_learner"),  # a sweep's trials are what is parallel
 }
 
@@ -89,19 +89,19 @@ def _add_config(parser: ArgumentParser) -> None:
 # Torch takes seconds to import: a mistake in the flags is answered before.
 
 
-def _prepare(values: dict[str, Any]) -> None:
+def _prepare(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.prepare import prepare  # noqa: PLC0415
 
     prepare(PrepareSettings(**values))
 
 
-def _fit(values: dict[str, Any]) -> None:
+def _fit(values: dict[str, Any], given: Collection[str]) -> None:
     from training.fit import fit  # noqa: PLC0415
 
-    fit(FitSettings(**values))
+    fit(FitSettings(**values), given=given)
 
 
-def _compare(values: dict[str, Any]) -> None:
+def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.compare import compare  # noqa: PLC0415
 
     own = {item.name: values.pop(item.name) for item in fields(CompareSettings)}
@@ -109,7 +109,7 @@ def _compare(values: dict[str, Any]) -> None:
     compare(settings, FitSettings(datastore=settings.datastores[0], output=settings.output, **values))
 
 
-def _sweep(values: dict[str, Any]) -> None:
+def _sweep(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.sweep import sweep  # noqa: PLC0415
 
     settings = SweepSettings(**{item.name: values.pop(item.name) for item in fields(SweepSettings)})
@@ -122,13 +122,13 @@ def _sweep(values: dict[str, Any]) -> None:
     sweep(settings, base, {name: value for name, value in lists.items() if len(value) > 1})
 
 
-def _report(values: dict[str, Any]) -> None:
+def _report(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.report import report  # noqa: PLC0415
 
     print(report(values["folder"]))
 
 
-_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any]], None], str]] = {
+_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Collection[str]], None], str]] = {
     "prepare": (_prepare_parser, _prepare, "image folder, zip or known data set -> datastore"),
     "fit": (_fit_parser, _fit, "datastore -> trained run"),
     "compare": (_compare_parser, _compare, "techniques x datastores x seeds -> a table, with a report"),
@@ -149,7 +149,9 @@ def main() -> None:
     arguments = parser.parse_args()
     values = arguments[arguments.command].as_dict()
     values.pop("config", None)
-    _COMMANDS[arguments.command][1](values)
+    # Once more without the defaults: what is left is what the user chose.
+    given = set(parser.parse_args(defaults=False)[arguments.command].as_dict())
+    _COMMANDS[arguments.command][1](values, given)
 
 
 if __name__ == "__main__":
