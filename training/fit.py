@@ -21,6 +21,7 @@ from training.learner import Audience, OnEpoch
 from training.longtail import stratified_split
 from training.memory import keep_freed_memory
 from training.pace import Pace, within_budget
+from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
 from training.sharing import adopt, note_origin, origin
 from training.task import Task, class_factors, quieten, train_task
@@ -100,6 +101,8 @@ def _train(
 
         train_on_cluster(tasks, data, classes, settings)
         return
+    for architecture in {task.plan.architecture for task in tasks if settings.pretrained}:
+        fetch_pretrained(architecture, settings.resolution)
     for task in tasks:
         chosen, listener = pace.lead(task.plan.name, settings, audience) if pace else (settings, audience)
         train_task(task, data, classes, chosen, listener)
