@@ -89,8 +89,8 @@ def test_a_mistake_gets_one_clear_line(words: list[str], says: str, tiny_datasto
     [
         (["-m", "training", "fit", "--output", "o"], "datastore"),
         (
-            ["-m", "training", "fit", "--datastore", "d", "--output", "o", "--epoch", "3"],
-            "unrecognized arguments: --epoch",
+            ["-m", "training", "fit", "--datastore", "d", "--output", "o", "--nosuch", "3"],
+            "unrecognized arguments: --nosuch",
         ),
         (["-m", "training", "fit", "--datastore", "d", "--output", "o", "--epochs", "many"], "Got value: many"),
         (["-m", "training", "train"], "choose from 'prepare', 'fit'"),
