@@ -165,7 +165,7 @@ def describe_model(model: OnnxModel, store: Datastore) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line, measure, print, and write the report."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python benchmarks/eval.py", description=EvalSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, prog="python benchmarks/eval.py", description=EvalSettings.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
     parser.add_class_arguments(EvalSettings, skip={"against"})
     parser.add_argument(

@@ -118,7 +118,9 @@ def _line(entry: dict[str, Any]) -> str:
 def main() -> None:
     """Parse the command line, train, print, and keep the leaderboard."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python benchmarks/speedrun.py", description=SpeedrunSettings.__doc__)
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python benchmarks/speedrun.py", description=SpeedrunSettings.__doc__
+    )
     parser.add_class_arguments(SpeedrunSettings)
     settings = SpeedrunSettings(**parser.parse_args().as_dict())
     entry = run_seeds(settings)

@@ -190,7 +190,9 @@ def _make_picture(folder: Path) -> Path:
 def main() -> None:
     """Parse the command line, measure, print, and write the report."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python benchmarks/serving.py", description=ServingSettings.__doc__)
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python benchmarks/serving.py", description=ServingSettings.__doc__
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
     parser.add_class_arguments(ServingSettings)
     values = parser.parse_args().as_dict()

@@ -127,7 +127,7 @@ def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     """Parse the command line, measure and print."""
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=__doc__)
     parser.add_argument("--datastore", type=Path, required=True)
     parser.add_argument("--architecture", type=str, default="tf_efficientnet_lite0")
     parser.add_argument("--resolution", type=int, default=64)

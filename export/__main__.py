@@ -11,7 +11,9 @@ from tailstack.errors import run_command
 def main() -> None:
     """Parse the command line and export."""
     parser = ArgumentParser(
-        prog="python -m export", description="Fuse a run's learners into one ONNX file, checked before it appears."
+        exit_on_error=False,
+        prog="python -m export",
+        description="Fuse a run's learners into one ONNX file, checked before it appears.",
     )
     parser.add_argument("run", type=Path, help="folder that `python -m training fit` wrote")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the file to write")

@@ -1,5 +1,6 @@
 """Errors that a user can mend, and how a command reports them."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,12 +21,19 @@ def listing(problems: Sequence[str]) -> str:
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command line, and end the process with 1 on a `UserError` and 130 on Ctrl-C, each with one message."""
+    """Run a command line, and end the process with one message on a mistake or a Ctrl-C.
+
+    The exit code is 1 on a `UserError`, 2 on flags that the command doesn't have or can't read (of a parser that raises
+    them: `exit_on_error=False`), and 130 on Ctrl-C.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except argparse.ArgumentError as error:
+        print(f"error: {error.message}\nEvery flag is explained by --help.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("stopped. Run the same command again to go on where it stopped.", file=sys.stderr)
         sys.exit(130)

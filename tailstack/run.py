@@ -1,6 +1,7 @@
 """The run: the folder that `training` writes and that `export` reads.
 
 config.yaml                       every setting; repeats the run
+budget.json                       the plan of a run with a budget of time, and the epochs of each learner so far
 split.json                        which images of train.json are trained on, and which validate
 learners/<k>-<architecture>/      weights.safetensors, checkpoint, metrics.csv, TensorBoard events
 ensemble.json                     written last: its presence means that the run is finished

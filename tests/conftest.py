@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
 from tailstack import datastore as datastores
@@ -20,6 +21,10 @@ from tailstack.run import CONFIG_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, l
 
 if TYPE_CHECKING:
     import torch
+
+# How long an example takes is up to whatever else the machine does.
+hypothesis_settings.register_profile("tailstack", deadline=None)
+hypothesis_settings.load_profile("tailstack")
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["disc", "stripes", "square", "cross", "gradient", "ring"]

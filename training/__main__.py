@@ -1,6 +1,6 @@
 """The command line: `python -m training prepare|fit|compare|sweep|report`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from types import GenericAlias
@@ -11,16 +11,16 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from tailstack.errors import UserError, run_command
 from training.settings import LITE_TRIO, CompareSettings, FitSettings, PrepareSettings, SweepSettings
 
-_OF_A_CELL = {"datastore", "output", "technique", "seed"}
-"""Settings of `fit` that `compare` chooses."""
+_OF_A_CELL = {"datastore", "output", "technique", "seed", "budget"}
+"""Settings of `fit` that `compare` chooses, and the budget: what is compared has to be trained alike."""
 _NOT_SWEPT = {
-    *("datastore", "output", "architectures", "technique", "tau", "class_weights"),
+    *("datastore", "output", "architectures", "technique", "tau", "class_weights", "budget"),
     *("cluster", "cpus_per_learner"),  # a sweep's trials are what is parallel
 }
 
 
 def _prepare_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=PrepareSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=PrepareSettings.__doc__)
     parser.add_argument(
         "source",
         help="image folder (train/ and test/ with a folder a class, or class folders alone), a zip of one, `digits`, "
@@ -38,14 +38,14 @@ def _prepare_parser() -> ArgumentParser:
 
 
 def _fit_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=FitSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=FitSettings.__doc__)
     _add_config(parser)
     parser.add_class_arguments(FitSettings)
     return parser
 
 
 def _compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=CompareSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=CompareSettings.__doc__)
     _add_config(parser)
     parser.add_argument("--datastores", type=Path, nargs="+", required=True, help="folders of datastores")
     parser.add_argument("--techniques", type=str, nargs="+", default=["all"], help="names of techniques, or `all`")
@@ -56,7 +56,7 @@ def _compare_parser() -> ArgumentParser:
 
 
 def _sweep_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=SweepSettings.__doc__)
+    parser = ArgumentParser(exit_on_error=False, description=SweepSettings.__doc__)
     _add_config(parser)
     parser.add_class_arguments(SweepSettings)
     parser.add_argument("--datastore", type=Path, required=True, help="folder with train.json and test.json")
@@ -75,7 +75,9 @@ def _sweep_parser() -> ArgumentParser:
 
 
 def _report_parser() -> ArgumentParser:
-    parser = ArgumentParser(description="Write the report of a comparison: a page, tables as CSV, and figures.")
+    parser = ArgumentParser(
+        exit_on_error=False, description="Write the report of a comparison: a page, tables as CSV, and figures."
+    )
     parser.add_argument("folder", type=Path, help="the --output of `compare`")
     return parser
 
@@ -87,19 +89,19 @@ def _add_config(parser: ArgumentParser) -> None:
 # Torch takes seconds to import: a mistake in the flags is answered before.
 
 
-def _prepare(values: dict[str, Any]) -> None:
+def _prepare(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.prepare import prepare  # noqa: PLC0415
 
     prepare(PrepareSettings(**values))
 
 
-def _fit(values: dict[str, Any]) -> None:
+def _fit(values: dict[str, Any], given: Collection[str]) -> None:
     from training.fit import fit  # noqa: PLC0415
 
-    fit(FitSettings(**values))
+    fit(FitSettings(**values), given=given)
 
 
-def _compare(values: dict[str, Any]) -> None:
+def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.compare import compare  # noqa: PLC0415
 
     own = {item.name: values.pop(item.name) for item in fields(CompareSettings)}
@@ -107,7 +109,7 @@ def _compare(values: dict[str, Any]) -> None:
     compare(settings, FitSettings(datastore=settings.datastores[0], output=settings.output, **values))
 
 
-def _sweep(values: dict[str, Any]) -> None:
+def _sweep(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.sweep import sweep  # noqa: PLC0415
 
     settings = SweepSettings(**{item.name: values.pop(item.name) for item in fields(SweepSettings)})
@@ -120,13 +122,13 @@ def _sweep(values: dict[str, Any]) -> None:
     sweep(settings, base, {name: value for name, value in lists.items() if len(value) > 1})
 
 
-def _report(values: dict[str, Any]) -> None:
+def _report(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.report import report  # noqa: PLC0415
 
     print(report(values["folder"]))
 
 
-_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any]], None], str]] = {
+_COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Collection[str]], None], str]] = {
     "prepare": (_prepare_parser, _prepare, "image folder, zip or known data set -> datastore"),
     "fit": (_fit_parser, _fit, "datastore -> trained run"),
     "compare": (_compare_parser, _compare, "techniques x datastores x seeds -> a table, with a report"),
@@ -138,14 +140,18 @@ _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any
 def main() -> None:
     """Parse the command line and run the command."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="python -m training", description="Prepare data and train an ensemble on it.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python -m training", description="Prepare data and train an ensemble on it."
+    )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (make_parser, _, summary) in _COMMANDS.items():
         commands.add_subcommand(name, make_parser(), help=summary)
     arguments = parser.parse_args()
     values = arguments[arguments.command].as_dict()
     values.pop("config", None)
-    _COMMANDS[arguments.command][1](values)
+    # Once more without the defaults: what is left is what the user chose.
+    given = set(parser.parse_args(defaults=False)[arguments.command].as_dict())
+    _COMMANDS[arguments.command][1](values, given)
 
 
 if __name__ == "__main__":

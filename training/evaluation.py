@@ -1,8 +1,6 @@
 """What a trained run is worth: each learner, the average learner and the ensemble, on the test split."""
 
-import csv
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from tailstack.network import Learner, architecture_config, load_learner
 from tailstack.run import LearnerRecord, RunRecord, learner_folder
 from training.blending import fit_blend, plain_average
 from training.dataset import PixelSource, TrainingData, ordered_keys
-from training.learner import METRICS
+from training.learner import seconds_trained
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
@@ -74,7 +72,7 @@ def evaluate_run(
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        seconds=sum(_seconds(learner_folder(run, plan.name)) for plan in plans),
+        seconds=sum(seconds_trained(learner_folder(run, plan.name)) for plan in plans),
     )
 
 
@@ -136,8 +134,3 @@ def _without_classes(accuracy: Accuracy) -> dict[str, Any]:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _seconds(folder: Path) -> float:
-    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])

@@ -1,5 +1,7 @@
 """The command `fit`: a datastore -> a trained run."""
 
+import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from training.evaluation import evaluate_run, results_table
 from training.learner import Audience, OnEpoch
 from training.longtail import stratified_split
 from training.memory import keep_freed_memory
+from training.pace import Pace, within_budget
+from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
 from training.sharing import adopt, note_origin, origin
 from training.task import Task, class_factors, quieten, train_task
@@ -27,34 +31,43 @@ SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices", "cluster", "
 """Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
-def fit(settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | None = None) -> RunRecord:
+def fit(
+    settings: FitSettings, share: Path | None = None, on_epoch: OnEpoch | None = None, given: Collection[str] = ()
+) -> RunRecord:
     """Train every learner of the technique, evaluate them and their ensemble on the test split, and write the run.
 
     Args:
         settings: of the run.
         share: folder of runs with which learners of the same origin are shared.
         on_epoch: called with each new row of a learner's metrics.
+        given: names of settings that a budget leaves as they are.
 
     Raises:
         UserError: a setting, the datastore or the output folder can't be used.
     """
+    began = time.monotonic()
     quieten()
     keep_freed_memory()
     console = Console()
     for architecture in settings.architectures:
         architecture_config(architecture)
-    settings = completed(settings)
     store = datastores.load(settings.datastore)
     class_factors(settings, store.classes)
+    pace = None
+    if settings.budget:
+        settings, pace = within_budget(settings, store, given, console, began)
+    settings = completed(settings)
     run = _open_run(settings)
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
+    if pace:
+        pace.begin([plan.name for plan in plans])
     pixels = load_pixels({"train": train, "val": val, "test": store.test}, image_size)
     data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels, digest=sha256(run / SPLIT_FILE))
     todo = [Task(plan, learner_folder(run, plan.name)) for plan in plans]
     todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
-    _train(todo, data, store.classes, settings, Audience(console, on_epoch))
+    _train(todo, data, store.classes, settings, Audience(console, on_epoch), pace)
     record = evaluate_run(plans, store, image_size, data, pixels["test"], settings)
     record.save(run)
     console.print(results_table(record))
@@ -76,15 +89,23 @@ def _is_done(task: Task, source: dict[str, Any], share: Path | None, console: Co
 
 
 def _train(
-    tasks: list[Task], data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience
+    tasks: list[Task],
+    data: TrainingData,
+    classes: list[str],
+    settings: FitSettings,
+    audience: Audience,
+    pace: Pace | None,
 ) -> None:
     if settings.cluster and tasks:
         from training.cluster import train_on_cluster  # noqa: PLC0415 (Ray is an extra)
 
         train_on_cluster(tasks, data, classes, settings)
         return
+    for architecture in {task.plan.architecture for task in tasks if settings.pretrained}:
+        fetch_pretrained(architecture, settings.resolution)
     for task in tasks:
-        train_task(task, data, classes, settings, audience)
+        chosen, listener = pace.lead(task.plan.name, settings, audience) if pace else (settings, audience)
+        train_task(task, data, classes, chosen, listener)
 
 
 def _open_run(settings: FitSettings) -> Path:

@@ -41,6 +41,8 @@ class Audience:
     console: Console
     on_epoch: OnEpoch | None = None
     """Called with each new row of metrics.csv, once its checkpoint is written."""
+    enough: Callable[[list[dict[str, float]]], bool] | None = None
+    """Asked after each epoch, with all rows of metrics.csv, whether the learner is to stop there."""
 
 
 class LearnerTraining(L.LightningModule):
@@ -158,6 +160,8 @@ class Journal(L.Callback):
                 trainer.save_checkpoint(part)
         if self.audience.on_epoch:
             self.audience.on_epoch(self.rows[-1])
+        if self.audience.enough and self.audience.enough(self.rows):
+            trainer.should_stop = True
 
 
 class Bar(L.Callback):
@@ -238,6 +242,15 @@ def _callbacks(
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     # The journal saves the checkpoint, after all others have done their part of an epoch.
     return [*callbacks, Bar(plan.name, audience.console), Journal(folder, plan, settings.epochs, audience)]
+
+
+def seconds_trained(folder: Path) -> float:
+    """Return the wall time that the learner in `folder` has taken, over all sittings: 0 before its first epoch."""
+    path = folder / METRICS
+    if not path.exists():
+        return 0.0
+    with path.open(encoding="utf-8", newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["seconds"])
 
 
 def _as_csv(rows: list[dict[str, float]]) -> str:

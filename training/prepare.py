@@ -89,9 +89,7 @@ def _without_bad_images(root: Path, train: Split, test: Split, classes: list[str
     copies = np.array([digest in tested for digest in train_digests], dtype=bool)
     kept_train = _take(train, np.flatnonzero(readable[0] & ~copies))
     kept_test = _take(test, np.flatnonzero(readable[1]))
-    for name, (_, labels) in (("train", kept_train), ("test", kept_test)):
-        empty = set(range(len(classes))) - set(labels.tolist())
-        problems += [f"class {classes[label]!r} has no image in {name}" for label in sorted(empty)]
+    problems += _small_classes(kept_train, kept_test, classes)
     if problems:
         hint = (
             ""
@@ -102,6 +100,22 @@ def _without_bad_images(root: Path, train: Split, test: Split, classes: list[str
     _report("can't be read and are left out", unreadable)
     _report("are exact copies of a test image and are left out of train", [train[0][i] for i in np.flatnonzero(copies)])
     return kept_train, kept_test
+
+
+def _small_classes(train: Split, test: Split, classes: list[str]) -> list[str]:
+    """Name the classes that nothing can be trained or tested on: `fit` needs one image to train on, one to validate."""
+    counts = [np.bincount(labels, minlength=len(classes)).tolist() for _, labels in (train, test)]
+    problems = []
+    for name, trained, tested in zip(classes, *counts, strict=True):
+        if trained == 0:
+            problems.append(f"class {name!r} has no image in train")
+        elif trained == 1:
+            problems.append(
+                f"class {name!r} has 1 image in train, and needs 2 or more: add images or remove its folder"
+            )
+        if tested == 0:
+            problems.append(f"class {name!r} has no image in test")
+    return problems
 
 
 def _digests(root: Path, split: Split, name: str) -> Iterator[bytes | ImageError]:

@@ -8,6 +8,7 @@ import yaml
 
 from tailstack.errors import UserError
 from tailstack.files import write_text
+from training.duration import seconds_of
 
 Loss = Literal["none", "ins", "isns", "ens", "logit_adjusted", "ldam"]
 LITE_TRIO = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
@@ -39,6 +40,9 @@ class FitSettings:
     """Folder with train.json and test.json, as `prepare` writes it."""
     output: Path
     """Folder of the run."""
+    budget: str | None = None
+    """Time that all of it may take, such as 20m or 2h: what is not set by hand among architectures, resolution,
+    grow_from and epochs is then chosen for this machine, by our own results."""
     technique: str = "tailstack"
     """Which samples, architectures and losses make the learners: baseline, balanced, weighted, bagging, bagging-wl,
     stacking, stacking-wl, logit-adjusted, drw, ldam or tailstack."""
@@ -102,6 +106,10 @@ class FitSettings:
         for name in ("batch_size", "epochs", "resolution", "devices", "threshold"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, and has to be 1 or more")
+        if self.budget is not None:
+            seconds_of(self.budget)
+            if self.cluster is not None:
+                raise UserError("--budget plans for learners one after the other: leave --cluster out")
         if not self.architectures:
             raise UserError("--architectures is empty: name one timm model or more")
         if not 0 < self.val_fraction < 1:

@@ -33,7 +33,9 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
     recipe = asdict(plan.recipe)
     del recipe["blend"], recipe["tau"]  # of the ensemble, and of all its learners
     loss = plan.recipe.loss
+    # Under a budget, time may change the epochs of a learner.
     return {
+        **({"budget": settings.budget} if settings.budget else {}),
         **{name: getattr(settings, name) for name in _SETTINGS},
         **recipe,
         "architecture": plan.architecture,

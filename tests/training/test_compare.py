@@ -114,7 +114,7 @@ def test_a_killed_comparison_ends_with_the_same_table(whole: Path, tiny_datastor
     line = [sys.executable, "-c", DIES, "compare", "--datastores", str(tiny_datastore), "--techniques", *TECHNIQUES]
     places = ["--output", str(tmp_path / "results"), "--runs", str(tmp_path / "runs")]
     done = subprocess.run(
-        [*line, *places, *flags], cwd=ROOT, env=dict(os.environ), capture_output=True, timeout=300, check=False
+        [*line, *places, *flags], cwd=ROOT, env=dict(os.environ), capture_output=True, timeout=1200, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(tmp_path.rglob(CHECKPOINT))

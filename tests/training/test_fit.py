@@ -84,7 +84,7 @@ def test_a_killed_process_costs_no_more_than_the_epoch_it_was_in(tiny_datastore:
     # A process that loads batches beside the training makes the same ones.
     settings(tiny_datastore, killed, num_workers=1, **chosen).save(tmp_path / "fit.yaml")
     line = [sys.executable, "-c", DIES, "fit", "--config", tmp_path / "fit.yaml"]
-    code = subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=300, check=False).returncode
+    code = subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=1200, check=False).returncode
     assert code == -signal.SIGKILL
     folder = killed / "learners" / "0-lcnet_035"
     assert (folder / CHECKPOINT).exists()
@@ -220,6 +220,20 @@ def test_an_unknown_architecture_is_answered_with_the_nearest(tiny_datastore: Pa
     assert "'resnet19'" in message
     assert "resnet18" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_cannot_be_had_are_missed_before_the_first_learner_is_trained(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to the hub\nand more")
+
+    monkeypatch.setattr("training.pretrained.build_backbone", unreachable)
+    both = ["tf_efficientnet_lite0", "lcnet_035"]
+    message = refused(settings(tiny_datastore, tmp_path / "run", architectures=both, pretrained=True))
+    assert "weights of lcnet_035 can't be had (no route to the hub)" in message
+    assert "--pretrained false" in message
+    assert not list((tmp_path / "run").rglob(METRICS))
 
 
 def test_unreadable_images_are_named_before_the_training(copy: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
+from training.fit import fit
 from training.prepare import prepare, variant_path
-from training.settings import PrepareSettings
+from training.settings import FitSettings, PrepareSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ def refused(source: Path | str, output: Path, **values: Any) -> str:
 
 def command(*words: object) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, "-m", "training", "prepare", *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def counts(store: Datastore, split: str) -> list[int]:
@@ -226,25 +227,61 @@ def test_a_class_of_bad_images_alone_is_empty(photos: Path, tmp_path: Path) -> N
     assert "class 'dog' has no image in test" in refused(photos, tmp_path / "store", skip_unreadable=True)
 
 
-def test_odd_pictures_are_welcome(photos: Path, tmp_path: Path) -> None:
-    odd = photos / "train" / "dog"
+def odd_pictures(folder: Path) -> None:
+    """Write eight pictures into `folder`, of nine by six pixels, each of another kind."""
     rng = np.random.default_rng(5)
     colours = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
-    colours.convert("L").save(odd / "grey.jpg")
-    colours.convert("RGBA").save(odd / "alpha.webp", lossless=True)
-    colours.convert("LA").save(odd / "grey-alpha.png")
-    colours.convert("P").save(odd / "palette.gif", transparency=0)
-    colours.convert("CMYK").save(odd / "print.jpg")
-    colours.save(odd / "camera.JPEG", exif=exif)
-    Image.fromarray(rng.integers(0, 65536, (6, 9), dtype=np.uint16)).save(odd / "scan.tiff")
-    (odd / "no-suffix").write_bytes((odd / "scan.tiff").read_bytes())
+    colours.convert("L").save(folder / "grey.jpg")
+    colours.convert("RGBA").save(folder / "alpha.webp", lossless=True)
+    colours.convert("LA").save(folder / "grey-alpha.png")
+    colours.convert("P").save(folder / "palette.gif", transparency=0)
+    colours.convert("CMYK").save(folder / "print.jpg")
+    colours.save(folder / "camera.JPEG", exif=exif)
+    Image.fromarray(rng.integers(0, 65536, (6, 9), dtype=np.uint16)).save(folder / "scan.tiff")
+    (folder / "no-suffix").write_bytes((folder / "scan.tiff").read_bytes())
+
+
+def test_odd_pictures_are_welcome(photos: Path, tmp_path: Path) -> None:
+    odd_pictures(photos / "train" / "dog")
     store = run(photos, tmp_path / "store")
     assert counts(store, "train") == [10, 4 + 8]
     shapes = {name: store.train.decode(i).shape for i, name in enumerate(store.train.images)}
     assert shapes["train/dog/camera.JPEG"] == (9, 6, 3)
     assert shapes["train/dog/scan.tiff"] == shapes["train/dog/no-suffix"] == (6, 9, 3)
+
+
+def test_odd_pictures_are_trained_on(photos: Path, tmp_path: Path) -> None:
+    odd_pictures(photos / "train" / "dog")
+    run(photos, tmp_path / "store")
+    chosen = FitSettings(
+        datastore=tmp_path / "store",
+        output=tmp_path / "run",
+        technique="baseline",
+        architectures=["lcnet_035"],
+        pretrained=False,
+        resolution=32,
+        epochs=1,
+        num_workers=0,
+    )
+    record = fit(chosen)
+    # Pictures of several sizes enter at the learner's own.
+    assert record.image_size == (32, 32)
+    assert record.class_counts == [10, 4 + 8]
+
+
+def test_a_class_with_one_image_is_listed_with_all_others(tmp_path: Path, photos: Path) -> None:
+    # Class folders alone: its one image can't be both trained on and tested.
+    alone = fill(tmp_path / "alone", {"cat": 20, "owl": 1, "fox": 2})
+    message = refused(alone, tmp_path / "store")
+    assert "class 'owl' has 1 image in train, and needs 2 or more: add images or remove its folder" in message
+    assert "class 'owl' has no image in test" in message
+    assert "class 'fox' has 1 image in train" in message
+    # With a test split, `fit` could not validate it.
+    fill(photos / "train", {"owl": 1}, seed=3)
+    fill(photos / "test", {"owl": 2}, seed=4)
+    assert "1 problem(s) in the source:\n  class 'owl' has 1 image in train" in refused(photos, tmp_path / "store")
 
 
 def test_a_test_class_that_train_lacks(photos: Path, tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ TINY = ["--pretrained=false", "--resolution=32", "--batch_size=64", "--num_worke
 def sweep(datastore: Path, output: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, "-m", "training", "sweep", "--datastore", str(datastore), "--output", str(output)]
     return subprocess.run(
-        [*line, *TINY, *flags], cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300, check=False
+        [*line, *TINY, *flags],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
     )
 
 

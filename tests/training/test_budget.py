@@ -1,0 +1,342 @@
+"""One dial: what a budget of time buys, by the plan's own arithmetic, and a run that keeps to it."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from tailstack.errors import UserError, run_command
+from tailstack.network import architecture_config
+from training import pace as module
+from training.__main__ import main
+from training.budget import (
+    Measured,
+    Plan,
+    Speed,
+    Wishes,
+    Workload,
+    choose,
+    describe,
+    error_power,
+    load_table,
+    next_epochs,
+)
+from training.duration import in_words, seconds_of
+from training.fit import fit
+from training.learner import Journal
+from training.pace import BUDGET_FILE
+from training.settings import FitSettings, Loss
+from training.stopwatch import measure
+
+TABLE = load_table()
+WORK = Workload(train=7868, val=1962, test=5000)
+
+
+def speeds(factor: float = 1.0) -> dict[str, Speed]:
+    """Return those of two cores, times a factor: 240 images a second at 64 pixels, 50 at 128."""
+    return {
+        f"tf_efficientnet_lite{k}": Speed((64, 128), (factor * (1 + k / 9) / 240, factor * (1 + k / 9) / 50))
+        for k in range(3)
+    }
+
+
+def row(epochs: int, top1: float, **other: Any) -> Measured:
+    return dataclasses.replace(Measured(("a",), 64, 0, epochs, "none", top1, "test"), **other)
+
+
+def test_every_row_of_the_table_is_one_that_can_be_trained_and_says_where_it_is_from() -> None:
+    assert len(TABLE) >= 8
+    for entry in TABLE:
+        for name in entry.architectures:
+            architecture_config(name)
+        assert entry.loss in Loss.__args__  # type: ignore[attr-defined]
+        assert 0 < entry.top1 < 1
+        assert entry.source
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("300s", 300), ("20m", 1200), ("2h", 7200), ("1.5 h", 5400)])
+def test_lengths_of_time(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "20", "m", "-5m", "0s", "20 minutes", "1e3s", "nan"])
+def test_no_lengths_of_time(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="20m or 2h"):
+        FitSettings(datastore=tmp_path, output=tmp_path, budget=text)
+
+
+def test_lengths_of_time_in_words() -> None:
+    assert [in_words(seconds) for seconds in (12.4, 150, 5400, 9000)] == ["12 s", "2 min", "90 min", "2.5 h"]
+
+
+def test_speed_between_and_beyond_what_was_timed() -> None:
+    speed = Speed((64, 128), (0.01, 0.04))
+    assert [speed.at(64), speed.at(128)] == pytest.approx([0.01, 0.04])
+    assert speed.at(32) == pytest.approx(0.0025)
+    assert speed.at(256) == pytest.approx(0.16)
+
+
+def test_the_error_falls_as_a_power_of_the_epochs() -> None:
+    halves = [row(2, 0.6), row(8, 0.8)]  # the error halves where the epochs are four times as many
+    assert error_power(halves) == pytest.approx(0.5)
+    assert error_power([*halves, row(99, 0.9, resolution=96)]) == pytest.approx(0.5)
+    assert error_power([row(2, 0.6), row(2, 0.7)]) == 0
+    assert error_power([row(2, 0.8), row(8, 0.6)]) == 0
+
+
+def test_a_plan_by_hand() -> None:
+    # 100 images at 0.1 s an epoch, 30 of validation after each, 60 at the end and 30 once more for a third of it.
+    speed = {"a": Speed((32, 64), (0.025, 0.1))}
+    plan = choose([row(8, 0.7)], speed, Workload(100, 30, 60), 100, Wishes(may_grow=False))
+    assert (plan.architectures, plan.resolution, plan.epochs, plan.top1) == (("a",), 64, 8, 0.7)
+    assert plan.seconds == pytest.approx([8 * 10 + 0.1 * (30 * 9 + 60) / 3])
+    assert describe(plan) == "a at 64 pixels, 8 epochs"
+    bags = choose([row(8, 0.7)], speed, Workload(100, 30, 60, bags=2), 200, Wishes(may_grow=False))
+    assert (len(bags.seconds), bags.epochs) == (2, 8)
+
+
+def affordable(seconds: float, factor: float, wishes: Wishes) -> Plan | None:
+    try:
+        return choose(TABLE, speeds(factor), WORK, seconds, wishes)
+    except UserError:
+        return None
+
+
+WISHES = st.builds(
+    Wishes,
+    resolution=st.sampled_from([None, 48, 96]),
+    grow_from=st.sampled_from([None, 0, 32]),
+    epochs=st.sampled_from([None, 1, 7]),
+    stacked=st.booleans(),
+    may_grow=st.booleans(),
+)
+
+
+@given(st.floats(60, 36_000), st.floats(0.05, 5), WISHES)
+def test_a_plan_fits_and_leaves_the_users_settings_alone(seconds: float, factor: float, wishes: Wishes) -> None:
+    plan = affordable(seconds, factor, wishes)
+    if plan is None:
+        return
+    assert sum(plan.seconds) <= seconds
+    for name in ("resolution", "grow_from", "epochs"):
+        assert getattr(wishes, name) in (None, getattr(plan, name))
+    assert wishes.stacked or len(plan.architectures) == 1
+    assert wishes.may_grow or wishes.grow_from or plan.grow_from == 0
+    assert len(plan.seconds) == len(plan.architectures)
+    assert plan.epochs <= 3 * plan.row.epochs or wishes.epochs
+
+
+@examples(max_examples=40)
+@given(st.floats(60, 36_000), st.floats(0.05, 5))
+def test_the_budget_is_filled_where_the_table_reaches(seconds: float, factor: float) -> None:
+    plan = affordable(seconds, factor, Wishes())
+    if plan is not None and not plan.longest:
+        assert sum(plan.seconds) >= 0.9 * seconds
+
+
+@examples(max_examples=40)
+@given(st.floats(60, 36_000), st.floats(1, 10))
+def test_more_time_never_expects_less(seconds: float, times: float) -> None:
+    less, more = affordable(seconds, 1, Wishes()), affordable(seconds * times, 1, Wishes())
+    if less is not None:
+        assert more is not None
+        assert less.top1 is not None and more.top1 is not None
+        assert more.top1 >= less.top1
+
+
+def test_other_learners_than_the_tables_get_no_promise() -> None:
+    wishes = Wishes(architectures=("resnet18",))
+    plan = choose(TABLE, {"resnet18": Speed((64, 128), (1 / 240, 1 / 50))}, WORK, 1200, wishes)
+    assert plan.architectures == ("resnet18",)
+    assert plan.top1 is None
+
+
+def test_a_budget_that_is_too_short_says_what_the_least_takes() -> None:
+    least = r"too short: .*lite0 at 64 pixels, 4 epochs\) takes about 3 min on this machine, and 20 s are left for it"
+    with pytest.raises(UserError, match=least):
+        choose(TABLE, speeds(), WORK, 20, Wishes())
+
+
+def test_the_epochs_of_the_next_learner_follow_the_time_that_is_left() -> None:
+    assert next_epochs(8, [100, 100], slowness=1, left=200) == 8
+    assert next_epochs(8, [100, 100], slowness=1, left=195) == 8  # a hair too little is no reason
+    assert next_epochs(8, [100, 100], slowness=2, left=200) == 4
+    assert next_epochs(8, [100], slowness=0.5, left=300) == 12
+    assert next_epochs(8, [100], slowness=1, left=-5) == 1
+
+
+@given(st.integers(1, 30), st.lists(st.floats(1, 1e4), min_size=1, max_size=4), st.floats(0.1, 10), st.floats(0, 1e5))
+def test_the_next_learners_fit_unless_they_are_at_their_least(
+    planned: int, expected: list[float], slowness: float, left: float
+) -> None:
+    epochs = next_epochs(planned, expected, slowness, left)
+    assert 1 <= epochs <= 1.5 * planned + 1
+    if epochs > 1:
+        assert slowness * sum(expected) * (epochs - 0.2) / planned <= left * (1 + 1e-9)
+
+
+TINY: dict[str, Any] = {
+    "architectures": ["lcnet_035", "mobilenetv3_small_050"],
+    "pretrained": False,
+    "resolution": 32,
+    "batch_size": 64,
+    "num_workers": 0,
+}
+GIVEN = set(TINY)
+ROWS = [row(1, 0.5, architectures=("lcnet_035", "mobilenetv3_small_050"), resolution=32)]
+
+
+def settings(datastore: Path, output: Path, **values: Any) -> FitSettings:
+    return FitSettings(datastore=datastore, output=output, budget="10m", **{**TINY, **values})
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A table of tiny learners, a machine of a known speed, and how often it was timed."""
+    calls: list[int] = []
+
+    def noting(names: Any, *_: Any) -> dict[str, Speed]:
+        calls.append(1)
+        return {name: Speed((16, 32), (0.0025, 0.01)) for name in names}
+
+    monkeypatch.setattr(module, "load_table", lambda: ROWS)
+    monkeypatch.setattr(module, "measure", noting)
+    return calls
+
+
+def epochs_of(run: Path) -> dict[str, int]:
+    return {log.parent.name: len(log.read_text().splitlines()) - 1 for log in run.glob("learners/*/metrics.csv")}
+
+
+def test_a_run_follows_its_plan_and_goes_on_with_it(
+    tiny_datastore: Path,
+    tmp_path: Path,
+    timed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = fit(settings(tiny_datastore, tmp_path / "whole"), given=GIVEN)
+    said = capsys.readouterr().out
+    assert "Budget 10m: lcnet_035, mobilenetv3_small_050 at 32 pixels, 3 epochs; takes about" in said
+    assert "Expect a top-1 of about 0.50 on data like the table's" in said
+    assert "longer training has not been measured" in said
+    assert (whole.config["epochs"], whole.config["grow_from"], whole.config["budget"]) == (3, 0, "10m")
+
+    write = Journal.on_train_epoch_end
+
+    def stop(journal: Journal, trainer: Any, network: Any) -> None:
+        write(journal, trainer, network)
+        if journal.plan.architecture == "mobilenetv3_small_050" and trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(settings(tiny_datastore, stopped), given=GIVEN)
+    assert len(timed) == 2
+    begun = json.loads((stopped / BUDGET_FILE).read_text())["epochs"]
+    fit(settings(tiny_datastore, stopped), given=GIVEN)
+    assert len(timed) == 2
+    assert json.loads((stopped / BUDGET_FILE).read_text())["epochs"] == begun == epochs_of(stopped)
+    with pytest.raises(UserError, match="budget 10m there, 20m now"):
+        fit(dataclasses.replace(settings(tiny_datastore, stopped), budget="20m"), given=GIVEN)
+
+
+def test_epochs_of_the_user_stay_however_slow_the_machine(
+    tiny_datastore: Path, tmp_path: Path, timed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Pace, "_slowness", lambda _self: 1e6)
+    chosen = settings(tiny_datastore, tmp_path / "run", epochs=2)
+    record = fit(chosen, given={*GIVEN, "epochs"})
+    assert record.config["epochs"] == 2
+    assert set(epochs_of(tmp_path / "run").values()) == {2}
+
+
+def test_a_machine_that_turns_slower_shortens_the_learners_to_come(
+    tiny_datastore: Path, tmp_path: Path, timed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Pace, "_slowness", lambda pace: 1e6 if pace._ledger.epochs else 1.0)
+    fit(settings(tiny_datastore, tmp_path / "run"), given=GIVEN)
+    epochs = epochs_of(tmp_path / "run")
+    assert epochs["0-lcnet_035"] > 1
+    assert epochs["1-mobilenetv3_small_050"] == 1
+
+
+def test_a_learner_that_would_end_too_late_is_stopped_and_counts(
+    tiny_datastore: Path,
+    tmp_path: Path,
+    timed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module.Pace, "_is_late", lambda _self, _name, rows, _console: rows[-1]["epoch"] == 2)
+    record = fit(settings(tiny_datastore, tmp_path / "run", technique="baseline"), given=GIVEN)
+    assert epochs_of(tmp_path / "run") == {"0-lcnet_035": 2}
+    assert 0 <= record.results["top1"] <= 1
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(150.0, False), (400.0, False), (430.0, True)])
+def test_when_a_learner_is_late(tmp_path: Path, seconds: float, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    plan = Plan(("a", "b"), 32, 0, 6, (290.0, 290.0), (10.0, 10.0), ROWS[0], None, longest=False)
+    ledger = module.Ledger(plan, adapts=True, epochs={"0-a": 6})
+    chosen = FitSettings(datastore=tmp_path, output=tmp_path, budget="10m")
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0 + seconds)
+    pace = module.Pace(chosen, ledger, began=1000.0)
+    monkeypatch.setattr(pace, "_names", ["0-a", "1-b"])
+    # An epoch takes 50 s; 10 s are kept for its own test, and half of the other learner's 290 s, of 630 s in all.
+    rows = [{"epoch": 1.0, "seconds": seconds - 50}, {"epoch": 2.0, "seconds": seconds}]
+    assert pace._is_late("0-a", rows, Console(quiet=True)) is late
+    assert not pace._is_late("0-a", [{"epoch": 6.0, "seconds": seconds}], Console(quiet=True))
+
+
+def test_timing_gives_seconds_an_image(tmp_path: Path) -> None:
+    chosen = FitSettings(datastore=tmp_path, output=tmp_path, batch_size=8)
+    found = measure(["lcnet_035"], 6, (16, 32), chosen)
+    assert set(found) == {"lcnet_035"}
+    assert found["lcnet_035"].resolutions == (16, 32)
+    assert all(0 < value < math.inf for value in found["lcnet_035"].seconds)
+
+
+def test_the_command_tells_what_the_user_chose_from_what_is_a_default(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def noting(chosen: FitSettings, given: Any) -> None:
+        seen.update(settings=chosen, given=set(given))
+
+    monkeypatch.setattr("training.fit.fit", noting)
+    (tmp_path / "some.yaml").write_text("epochs: 8\n")
+    line = ["fit", "--datastore", str(tiny_datastore), "--output", str(tmp_path / "run"), "--resolution", "96"]
+    monkeypatch.setattr(sys, "argv", ["training", *line, "--budget", "20m", "--config", str(tmp_path / "some.yaml")])
+    main()
+    assert {"resolution", "epochs", "budget"} <= seen["given"]
+    assert not {"architectures", "grow_from"} & seen["given"]
+    assert (seen["settings"].budget, seen["settings"].epochs) == ("20m", 8)
+    monkeypatch.setattr(sys, "argv", ["training", *line, "--budget", "soon"])
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "error: --budget soon is no length of time: write it as 300s, 20m or 2h\n"
+
+
+def test_learners_in_parallel_have_no_budget(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --cluster out"):
+        FitSettings(datastore=tmp_path, output=tmp_path, budget="20m", cluster="auto")
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"plan": 3}'])
+def test_a_plan_that_was_damaged(tiny_datastore: Path, tmp_path: Path, content: str, timed: list[int]) -> None:
+    (tmp_path / BUDGET_FILE).write_text(content)
+    with pytest.raises(UserError, match=BUDGET_FILE):
+        fit(settings(tiny_datastore, tmp_path), given=GIVEN)

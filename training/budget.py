@@ -1,0 +1,245 @@
+"""What a budget of time buys: speeds + time + size of the data -> architectures, resolution and epochs.
+
+The choice is made from `measured.csv`, our own results. The error of a row falls with epochs as a power of them, fitted
+to the rows that differ in nothing else; a resolution that grows counts as the epochs at full resolution that take as
+long. No row is shortened or stretched far beyond what was measured.
+"""
+
+import csv
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tailstack.errors import UserError
+from training.duration import in_words
+from training.schedule import resolution_at
+
+TABLE = Path(__file__).with_name("measured.csv")
+FILL = 0.97
+"""Share of the budget that is planned for: the rest is for what no plan foresees."""
+_SHORTEST, _LONGEST = 0.5, 3
+"""Epochs that a row is trusted with, as multiples of those that it was measured with."""
+_FORWARD = 1 / 3
+"""Time of looking at an image, as a share of learning from it: backward takes twice as long as forward."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row of the table: the learners of one run, and what it reached."""
+
+    architectures: tuple[str, ...]
+    resolution: int
+    grow_from: int
+    epochs: int
+    loss: str
+    top1: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a learner takes for each image of a training step, at two resolutions in pixels."""
+
+    resolutions: tuple[int, int]
+    seconds: tuple[float, float]
+
+    def at(self, resolution: int) -> float:
+        """Return the seconds an image at any resolution, along the power law through the two."""
+        (small, large), (fast, slow) = self.resolutions, self.seconds
+        power = math.log(slow / fast) / math.log(large / small)
+        return float(fast * (resolution / small) ** power)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Images that a learner trains on in an epoch, and that it is validated and tested on; learners an architecture."""
+
+    train: int
+    val: int
+    test: int
+    bags: int = 1
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user has set, which no plan changes; None is left to the plan."""
+
+    architectures: tuple[str, ...] | None = None
+    resolution: int | None = None
+    grow_from: int | None = None
+    epochs: int | None = None
+    stacked: bool = True
+    """Whether the technique takes more than one architecture."""
+    may_grow: bool = True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train, and what to expect of it."""
+
+    architectures: tuple[str, ...]
+    resolution: int
+    grow_from: int
+    epochs: int
+    seconds: tuple[float, ...]
+    """Expected time of each learner, its validation and its test included."""
+    final: tuple[float, ...]
+    """What of it is spent at the end, when all learners are trained: on looking at the held-out images once more."""
+    row: Measured
+    """The row of the table that it follows."""
+    top1: float | None
+    """Expected on data like the table's; None where the table has no such learners at this resolution."""
+    longest: bool
+    """It is as long as a row is trusted to be stretched."""
+
+
+def load_table(path: Path = TABLE) -> list[Measured]:
+    """Read the measured rows."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Measured(
+                architectures=tuple(row["architectures"].split()),
+                resolution=int(row["resolution"]),
+                grow_from=int(row["grow_from"]),
+                epochs=int(row["epochs"]),
+                loss=row["loss"],
+                top1=float(row["top1"]),
+                source=row["source"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def error_power(rows: Sequence[Measured]) -> float:
+    """Fit the power of the epochs by which the error falls, to rows that are equal in all else; 0 without such rows."""
+    numerator = denominator = 0.0
+    for _, group in itertools.groupby(sorted(rows, key=_kind), key=_kind):
+        members = list(group)
+        x = np.log([row.epochs for row in members])
+        y = np.log([1 - row.top1 for row in members])
+        numerator -= float(((x - x.mean()) * (y - y.mean())).sum())
+        denominator += float(((x - x.mean()) ** 2).sum())
+    return max(numerator / denominator, 0.0) if denominator else 0.0
+
+
+def choose(
+    rows: Sequence[Measured], speeds: Mapping[str, Speed], work: Workload, seconds: float, wishes: Wishes
+) -> Plan:
+    """Return the plan of the highest expected accuracy that takes no longer than `seconds`.
+
+    Args:
+        rows: the table.
+        speeds: of each architecture that a row or the user names.
+        work: sizes of the data.
+        seconds: for training, validation and the final test, of all learners together.
+        wishes: the user's own settings.
+
+    Raises:
+        UserError: nothing can be trained in so short a time; the message says what the least takes.
+    """
+    power = error_power(rows)
+    plans = [
+        plan
+        for row in rows
+        if wishes.stacked or len(row.architectures) == 1 or wishes.architectures
+        for plan in _candidates(row, speeds, work, wishes, power)
+    ]
+    fitting = [(top1, plan) for top1, plan in plans if sum(plan.seconds) <= seconds]
+    if not fitting:
+        _, least = min(plans, key=lambda item: sum(item[1].seconds))
+        raise UserError(
+            f"--budget is too short: the least that is worth training ({describe(least)}) takes about "
+            f"{in_words(sum(least.seconds))} on this machine, and {in_words(max(seconds, 0))} are left for it"
+        )
+    return max(fitting, key=lambda item: (round(item[0], 6), sum(item[1].seconds)))[1]
+
+
+def describe(plan: Plan) -> str:
+    """Say what a plan trains."""
+    names = ", ".join(plan.architectures)
+    growing = f", growing from {plan.grow_from}" if plan.grow_from else ""
+    return f"{names} at {plan.resolution} pixels{growing}, {plan.epochs} epoch{'s' * (plan.epochs > 1)}"
+
+
+def next_epochs(planned: int, expected: Sequence[float], slowness: float, left: float) -> int:
+    """Return the epochs of the next learner, so that it and those after it fit into the time that is left.
+
+    Args:
+        planned: its epochs.
+        expected: seconds that it and each learner after it were expected to take.
+        slowness: seconds that were taken so far, as a multiple of those expected.
+        left: seconds to the end of the budget.
+    """
+    share = left / (slowness * sum(expected))
+    # Not longer by more than half: a machine that was busy for a moment must not decide about the length of a run.
+    return max(1, int(planned * min(share, 1.5) + 0.2))
+
+
+def _kind(row: Measured) -> tuple[tuple[str, ...], int, int, str]:
+    return row.architectures, row.resolution, row.grow_from, row.loss
+
+
+def _candidates(
+    row: Measured, speeds: Mapping[str, Speed], work: Workload, wishes: Wishes, power: float
+) -> Iterator[tuple[float, Plan]]:
+    """Yield each way to follow a row, with the accuracy by which ways are compared."""
+    architectures = wishes.architectures or row.architectures
+    resolution = wishes.resolution or row.resolution
+    known = architectures == row.architectures and resolution == row.resolution
+    final = tuple(_final(name, resolution, speeds, work) for name in architectures for _ in range(work.bags))
+    lowest, highest = math.ceil(_SHORTEST * row.epochs), _LONGEST * row.epochs
+    for epochs in [wishes.epochs] if wishes.epochs else range(lowest, highest + 1):
+        full = _seconds(architectures, resolution, 0, epochs, speeds, work)
+        for first in _first_resolutions(resolution, wishes):
+            seconds = _seconds(architectures, resolution, first, epochs, speeds, work)
+            effective = epochs * sum(seconds) / sum(full)
+            if effective < lowest and not wishes.epochs:
+                continue
+            top1 = 1 - (1 - row.top1) * (row.epochs / effective) ** power
+            longest = epochs == highest and not first
+            plan = Plan(
+                architectures,
+                resolution,
+                first,
+                epochs,
+                seconds,
+                final,
+                row,
+                round(top1, 3) if known else None,
+                longest,
+            )
+            yield top1, plan
+
+
+def _first_resolutions(resolution: int, wishes: Wishes) -> list[int]:
+    if wishes.grow_from is not None:
+        return [wishes.grow_from]
+    if not wishes.may_grow:
+        return [0]
+    return [0, *range(math.ceil(resolution / 32) * 16, resolution, 16)]
+
+
+def _seconds(
+    architectures: Sequence[str],
+    resolution: int,
+    first: int,
+    epochs: int,
+    speeds: Mapping[str, Speed],
+    work: Workload,
+) -> tuple[float, ...]:
+    steps = [resolution_at(epoch, epochs, first, resolution) for epoch in range(epochs)]
+    return tuple(
+        work.train * sum(speeds[name].at(step) for step in steps)
+        + _FORWARD * work.val * epochs * speeds[name].at(resolution)
+        + _final(name, resolution, speeds, work)
+        for name in architectures
+        for _ in range(work.bags)
+    )
+
+
+def _final(architecture: str, resolution: int, speeds: Mapping[str, Speed], work: Workload) -> float:
+    return _FORWARD * (work.val + work.test) * speeds[architecture].at(resolution)
