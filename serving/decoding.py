@@ -21,13 +21,15 @@ def decode_safely(data: bytes, size: Size, max_pixels: int) -> Pixels:
         UnsupportedImageError, ImageTooLargeError, BrokenImageError
     """
     if data.startswith(_JPEG):
-        if _scans(data) > MAX_SCANS:
+        scans = _scans(data)
+        if scans > MAX_SCANS:
             raise BrokenImageError(f"the JPEG has more than {MAX_SCANS} scans")
-        return decode(data, size, max_pixels=max_pixels)
+        if scans <= 1:
+            return decode(data, size, max_pixels=max_pixels)
     height, width = peek_size(data, max_pixels=max_pixels)
     if height * width < LARGE_PIXELS:
         return decode(data, size, max_pixels=max_pixels)
-    # Only JPEGs are decoded at a reduced scale. The others take several buffers of their full size meanwhile.
+    # Only a JPEG of one scan is decoded at a reduced scale all along. The others take buffers of their full size.
     with _one_large_image:
         return decode(data, size, max_pixels=max_pixels)
 

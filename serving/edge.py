@@ -51,14 +51,16 @@ class _Exchange:
     """One request and its answer."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self._scope = scope
+        self._method = scope["method"]
+        # HTTP wants HEAD wherever there is GET. uvicorn, which has the scope itself, leaves the body out.
+        self._scope = {**scope, "method": "GET"} if self._method == "HEAD" else scope
         self._send = send
         self._start = time.perf_counter()
         self._headers = Headers(scope=scope)
         given = self._headers.get(REQUEST_ID, "")
         self._id = given if _ID.fullmatch(given) else os.urandom(16).hex()
         self._status = 0
-        scope.setdefault("state", {})["request_id"] = self._id
+        self._scope.setdefault("state", {})["request_id"] = self._id
 
     async def serve(self, app: ASGIApp, receive: Receive) -> None:
         """Let the app answer, or answer with an error."""
@@ -87,14 +89,14 @@ class _Exchange:
         scope = self._scope
         seconds = time.perf_counter() - self._start
         route = getattr(scope.get("route"), "path", UNMATCHED)
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = self._method if self._method in _METHODS else "other"
         METRICS.requests.labels(route, method, str(self._status)).inc()
         METRICS.request_seconds.labels(route).observe(seconds)
         if route in _QUIET and self._status < 400:
             return
         logger.info(
             "%s %s",
-            scope["method"],
+            self._method,
             scope["path"][:200],
             extra={
                 "request_id": self._id,

@@ -49,7 +49,7 @@ class Model:
 
     @classmethod
     def load(cls, path: Path, device: Device = "auto", threads: int = 1, max_batch: int = 1) -> "Model":
-        """Load a file, check it, and run its smallest and its largest batch so that the first requests find it warm.
+        """Load a file, check it, and run batches of it so that the first requests find it warm.
 
         Raises:
             UserError: the file is missing, not ours, damaged, not what its sidecar says, or can't be run.
@@ -64,7 +64,7 @@ class Model:
             slots = SLOTS_PER_THREAD * threads
             narrow = open_session(path, "cpu", 1, content=content) if threads > 1 else session
         model = cls(_artifact(session, path), digest[:12], session, narrow, slots)
-        for size in {1, max_batch}:
+        for size in warm_up_sizes(model.provider, max_batch):
             model._warm_up(path, size, alone=True)
         model._warm_up(path, max_batch, alone=False)
         return model
@@ -84,7 +84,7 @@ class Model:
         if self.provider == CPU:
             session = self.session if alone else self.narrow
             return Answer(*session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}))
-        return _run_bound(self.session, images)
+        return run_bound(self.session, images)
 
     def _warm_up(self, path: Path, batch: int, *, alone: bool) -> None:
         height, width = self.artifact.image_size
@@ -109,12 +109,23 @@ def check_model(path: Path) -> None:
     _artifact(open_session(path, "cpu", optimize=False, content=content), path)
 
 
+def warm_up_sizes(provider: str, max_batch: int) -> list[int]:
+    """Return the batches to run before the first request: on a GPU all sizes that it will ever see.
+
+    The smallest and the largest come first: TensorRT makes one plan for whatever lies between sizes that it knows.
+    """
+    if provider == CPU:
+        return sorted({1, max_batch})
+    largest = padded_size(max_batch)
+    return list(dict.fromkeys([1, largest, *(1 << power for power in range(largest.bit_length()))]))
+
+
 def padded_size(batch: int) -> int:
     """Return the power of two that a batch is filled up to where each new size costs a new plan: on GPUs."""
     return 1 << (batch - 1).bit_length()
 
 
-def _run_bound(session: "onnxruntime.InferenceSession", images: Pixels) -> Answer:
+def run_bound(session: "onnxruntime.InferenceSession", images: Pixels) -> Answer:
     """Run on a GPU: sizes from a short list, and outputs that are copied once."""
     batch = len(images)
     filled = np.zeros((padded_size(batch), *images.shape[1:]), dtype=np.uint8)

@@ -145,7 +145,7 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"keys file {path} can't be read: {error}") from error
-    keys = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    keys = tuple(word for line in lines if (word := line.strip()) and not word.startswith("#"))
     if not keys:
         raise UserError(f"keys file {path} has no key")
     return keys

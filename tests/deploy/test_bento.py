@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.deploy.test_kubernetes import BENTO_USER
-from tests.serving.conftest import ROOT, START_LIMIT_S, encoded, free_port, serve_command, serve_environment
+from tests.serving.conftest import PATIENCE_S, ROOT, START_LIMIT_S, encoded, free_port, serve_command, serve_environment
 
 BENTOML = Path(sys.executable).with_name("bentoml")
 SOURCES = ("serving", "tailstack", "bentofile.yaml", "requirements.lock", "LICENSE")
@@ -59,7 +59,7 @@ def bento_server(bento: Bento) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
 
 def test_the_model_is_in_it_and_what_trains_is_not(bento: Bento, tiny_model: Path) -> None:

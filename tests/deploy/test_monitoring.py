@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import promql_parser
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.conftest import ADMIN_KEY, encoded, running
+from tests.serving.conftest import ADMIN_KEY, encoded, running, web
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRAPED = {"job", "instance", "namespace", "pod"}
@@ -36,13 +35,13 @@ def shown(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     """Each series of `/metrics` with its labels, of a server that has answered, refused and reloaded."""
     folder = tmp_path_factory.mktemp("monitored")
     with running(tiny_model, folder, TAILSTACK_MAX_QUEUE="1", TAILSTACK_ADMIN_KEYS=ADMIN_KEY) as server:
-        httpx.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY}).raise_for_status()
+        web.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY}).raise_for_status()
         statuses: set[int] = set()
         with ThreadPoolExecutor(8) as threads:
             while statuses != {200, 503}:
-                asking = [threads.submit(httpx.post, f"{server.address}/classify", content=encoded()) for _ in range(8)]
+                asking = [threads.submit(web.post, f"{server.address}/classify", content=encoded()) for _ in range(8)]
                 statuses |= {answer.result().status_code for answer in asking}
-        text = httpx.get(f"{server.address}/metrics").text
+        text = web.get(f"{server.address}/metrics").text
     families = text_string_to_metric_families(text)
     found: dict[str, set[str]] = {}
     for sample in (sample for family in families for sample in family.samples):

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.hostile.corpus import Hostile, request, wire
-from tests.serving.conftest import Running, encoded, running
+from tests.serving.conftest import Running, encoded, running, wait_for, web
 
 WARM_UP = 3_000
 REQUESTS = 10_000
@@ -102,7 +101,7 @@ def memory(target: Running) -> int:
 
 def test_ten_thousand_bad_requests(target: Running) -> None:
     workers = target.workers()
-    good = httpx.post(f"{target.address}/classify", content=encoded()).json()["predictions"]
+    good = web.post(f"{target.address}/classify", content=encoded()).json()["predictions"]
     send_all(target, range(WARM_UP))
     before = memory(target)
     answers = send_all(target, range(WARM_UP, WARM_UP + REQUESTS))
@@ -117,7 +116,7 @@ def test_ten_thousand_bad_requests(target: Running) -> None:
     assert {400, 413, 415, 422} <= {status for _, status in answers}
     assert statuses[200] > 20, statuses
     assert target.workers() == workers
-    assert httpx.post(f"{target.address}/classify", content=encoded()).json()["predictions"] == good
-    assert "tailstack_queue_images 0.0" in httpx.get(f"{target.address}/metrics").text
+    assert web.post(f"{target.address}/classify", content=encoded()).json()["predictions"] == good
+    wait_for(lambda: "tailstack_queue_images 0.0" in web.get(f"{target.address}/metrics").text)
     assert not [line for line in target.log.read_text().splitlines() if json.loads(line)["level"] == "error"]
     assert after <= GROWTH * before, f"{before} bytes before, {after} after"

@@ -2,14 +2,16 @@
 
 import io
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,6 +22,18 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 120
 ADMIN_KEY = "the admin's"
+PATIENCE_S = 120
+"""How long a test waits for what has to happen: a loaded machine takes long, and that is no failure."""
+PORTS = range(10_000, 32_000)
+"""Below those that the kernel gives to connections, so that none takes a port before the server does."""
+
+
+def new_client(**options: Any) -> httpx.Client:
+    """Return a client that is patient, and that never meets a connection which a server has closed meanwhile."""
+    return httpx.Client(timeout=PATIENCE_S, limits=httpx.Limits(max_keepalive_connections=0), **options)
+
+
+web = new_client()
 
 
 @dataclass(frozen=True)
@@ -32,14 +46,10 @@ class Running:
     log: Path
 
     def workers(self) -> list[psutil.Process]:
-        return [
-            child
-            for child in psutil.Process(self.process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE and "_bentoml_impl.worker.service" in child.cmdline()
-        ]
+        return [child for child in psutil.Process(self.process.pid).children() if _is_worker(child)]
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), 20)
+        return socket.create_connection(("127.0.0.1", self.port), PATIENCE_S)
 
 
 def serve_command(port: int, host: str = "127.0.0.1") -> list[str]:
@@ -52,9 +62,18 @@ def serve_environment(**variables: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -70,7 +89,7 @@ def running(model: Path, folder: Path, host: str = "127.0.0.1", **variables: str
         yield Running(address, port, process, log)
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +117,19 @@ def saved(image: Image.Image, image_format: str = "PNG", **options: object) -> b
     return stream.getvalue()
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "_bentoml_impl.worker.service" in process.cmdline()
+    # It ended between the two looks.
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end and process.poll() is None:
         try:
-            if httpx.get(f"{address}/readyz").status_code == 200:
+            if web.get(f"{address}/readyz").status_code == 200:
                 return
         except httpx.TransportError:
             pass

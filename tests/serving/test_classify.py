@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import bentoml
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +18,7 @@ from tailstack.artifact import INPUT, PROBABILITIES
 from tailstack.datastore import Datastore
 from tailstack.images import decode
 from tailstack.session import open_session
-from tests.serving.conftest import encoded, saved
+from tests.serving.conftest import encoded, saved, web
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def test_answers_are_those_of_the_file(server: str, store: Datastore, tiny_model
     session = open_session(tiny_model)
     for index in range(0, len(store.test), 7):
         data = store.test.read(index)
-        answer = httpx.post(f"{server}/classify", files={"image": data}).json()
+        answer = web.post(f"{server}/classify", files={"image": data}).json()
         (expected,) = session.run([PROBABILITIES], {INPUT: decode(data)[None]})
         best = [prediction["index"] for prediction in answer["predictions"]]
         assert best == np.argsort(-expected[0], kind="stable")[:5].tolist()
@@ -43,8 +42,8 @@ def test_answers_are_those_of_the_file(server: str, store: Datastore, tiny_model
 
 def test_form_and_raw_body_agree(server: str, store: Datastore) -> None:
     data = store.test.read(0)
-    form = httpx.post(f"{server}/classify", files={"image": ("x.bin", data, "text/plain")}).json()
-    raw = httpx.post(f"{server}/classify", content=data).json()
+    form = web.post(f"{server}/classify", files={"image": ("x.bin", data, "text/plain")}).json()
+    raw = web.post(f"{server}/classify", content=data).json()
     assert form["predictions"] == raw["predictions"]
     assert form["request_id"] != raw["request_id"]
     assert len(form["learners"]) == 2
@@ -53,23 +52,21 @@ def test_form_and_raw_body_agree(server: str, store: Datastore) -> None:
 @pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (3, 3), (1000, 6)])
 def test_top_k_by_query_and_by_form(server: str, store: Datastore, top_k: int, expected: int) -> None:
     data = store.test.read(0)
-    query = httpx.post(f"{server}/classify", params={"top_k": top_k}, content=data).json()
-    form = httpx.post(f"{server}/classify", data={"top_k": str(top_k)}, files={"image": data}).json()
+    query = web.post(f"{server}/classify", params={"top_k": top_k}, content=data).json()
+    form = web.post(f"{server}/classify", data={"top_k": str(top_k)}, files={"image": data}).json()
     assert len(query["predictions"]) == len(form["predictions"]) == expected
 
 
 def test_the_callers_request_id_comes_back(server: str) -> None:
-    response = httpx.post(f"{server}/classify", content=encoded("PNG"), headers={"x-request-id": "abc"})
+    response = web.post(f"{server}/classify", content=encoded("PNG"), headers={"x-request-id": "abc"})
     assert response.json()["request_id"] == response.headers["x-request-id"] == "abc"
 
 
 def test_options(server: str, store: Datastore) -> None:
     data = store.test.read(0)
-    full = httpx.post(f"{server}/classify", params={"top_k": 6}, content=data).json()
+    full = web.post(f"{server}/classify", params={"top_k": 6}, content=data).json()
     second = full["predictions"][1]["probability"]
-    some = httpx.post(
-        f"{server}/classify", params={"min_probability": second, "learners": "false"}, content=data
-    ).json()
+    some = web.post(f"{server}/classify", params={"min_probability": second, "learners": "false"}, content=data).json()
     assert some["predictions"] == full["predictions"][:2]
     assert "learners" not in some
     for vote in full["learners"]:
@@ -80,8 +77,8 @@ def test_options(server: str, store: Datastore) -> None:
 def test_base64_in_json(server: str, store: Datastore, prefix: str) -> None:
     data = store.test.read(0)
     image = prefix + base64.b64encode(data).decode()
-    answer = httpx.post(f"{server}/classify", json={"image": image, "top_k": 2, "learners": False}).json()
-    raw = httpx.post(f"{server}/classify", params={"top_k": 2}, content=data).json()
+    answer = web.post(f"{server}/classify", json={"image": image, "top_k": 2, "learners": False}).json()
+    raw = web.post(f"{server}/classify", params={"top_k": 2}, content=data).json()
     assert answer["predictions"] == raw["predictions"]
     assert "learners" not in answer
 
@@ -89,7 +86,7 @@ def test_base64_in_json(server: str, store: Datastore, prefix: str) -> None:
 def test_curl(server: str, store: Datastore, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     photo.write_bytes(store.test.read(0))
-    expected = httpx.post(f"{server}/classify", content=photo.read_bytes()).json()["predictions"]
+    expected = web.post(f"{server}/classify", content=photo.read_bytes()).json()["predictions"]
     for arguments in (["-F", f"image=@{photo}"], ["--data-binary", f"@{photo}"], ["-T", str(photo), "-X", "POST"]):
         command = ["curl", "-sS", *arguments, f"{server}/classify"]
         answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
@@ -135,7 +132,7 @@ def kinds() -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", kinds())
 def test_every_kind_of_image(server: str, kind: str, tiny_model: Path) -> None:
     data = kinds()[kind]
-    response = httpx.post(f"{server}/classify", params={"top_k": 6}, files={"image": ("no.name", data, "text/plain")})
+    response = web.post(f"{server}/classify", params={"top_k": 6}, files={"image": ("no.name", data, "text/plain")})
     assert response.status_code == 200
     (expected,) = open_session(tiny_model).run([PROBABILITIES], {INPUT: decode(data, (32, 32))[None]})
     given = {prediction["index"]: prediction["probability"] for prediction in response.json()["predictions"]}
@@ -161,13 +158,13 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int, str]] = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_refused_with_its_name(server: str, bomb: str) -> None:
     make, status, code = BOMBS[bomb]
-    response = httpx.post(f"{server}/classify", files={"image": ("bomb.png", make())})
+    response = web.post(f"{server}/classify", files={"image": ("bomb.png", make())})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert response.json()["error"]["message"].startswith("bomb.png: ")
 
 
 def test_more_scans_than_usual_are_no_bomb(server: str) -> None:
-    assert httpx.post(f"{server}/classify", content=scans(20)).status_code == 200
+    assert web.post(f"{server}/classify", content=scans(20)).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -181,15 +178,15 @@ def test_more_scans_than_usual_are_no_bomb(server: str) -> None:
     ],
 )
 def test_a_bad_body_gets_a_reason(server: str, content: bytes, status: int, code: str) -> None:
-    response = httpx.post(f"{server}/classify", content=content)
+    response = web.post(f"{server}/classify", content=content)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert response.json()["error"]["message"]
 
 
 def test_a_bad_image_in_a_form_gets_a_reason(server: str) -> None:
-    empty = httpx.post(f"{server}/classify", files={"image": b""})
+    empty = web.post(f"{server}/classify", files={"image": b""})
     assert (empty.status_code, empty.json()["error"]["code"]) == (422, "broken_image")
-    other_field = httpx.post(f"{server}/classify", files={"picture": encoded("PNG")})
+    other_field = web.post(f"{server}/classify", files={"picture": encoded("PNG")})
     assert (other_field.status_code, other_field.json()["error"]["code"]) == (400, "no_image")
 
 
@@ -203,7 +200,7 @@ def test_a_bad_image_in_a_form_gets_a_reason(server: str) -> None:
     ],
 )
 def test_a_malformed_form_gets_a_reason(server: str, kind: str) -> None:
-    response = httpx.post(f"{server}/classify", content=b"--y\r\nnonsense", headers={"content-type": kind})
+    response = web.post(f"{server}/classify", content=b"--y\r\nnonsense", headers={"content-type": kind})
     assert response.status_code == 400
     assert response.json()["error"]["code"] in {"malformed_multipart", "no_image"}
 
@@ -225,9 +222,7 @@ def form(*parts: tuple[str, bytes]) -> bytes:
     ],
 )
 def test_a_form_that_is_not_for_one_image(server: str, body: bytes, code: str) -> None:
-    response = httpx.post(
-        f"{server}/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"}
-    )
+    response = web.post(f"{server}/classify", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
     assert (response.status_code, response.json()["error"]["code"]) == (400, code)
 
 
@@ -246,7 +241,7 @@ def test_a_form_that_is_not_for_one_image(server: str, body: bytes, code: str) -
     ],
 )
 def test_bad_json_gets_a_reason(server: str, body: bytes, code: str) -> None:
-    response = httpx.post(f"{server}/classify", content=body, headers={"content-type": "application/json"})
+    response = web.post(f"{server}/classify", content=body, headers={"content-type": "application/json"})
     assert response.json()["error"]["code"] == code
     assert 400 <= response.status_code < 500
 
@@ -261,22 +256,22 @@ def test_bad_json_gets_a_reason(server: str, body: bytes, code: str) -> None:
 )
 def test_a_bad_option_gets_a_reason(server: str, name: str, values: list[str]) -> None:
     for value in values:
-        response = httpx.post(f"{server}/classify", params={name: value}, content=encoded("PNG"))
+        response = web.post(f"{server}/classify", params={name: value}, content=encoded("PNG"))
         assert (response.status_code, response.json()["error"]["code"]) == (400, f"bad_{name}"), value
 
 
 def test_compressed_bodies_are_refused(server: str) -> None:
-    response = httpx.post(f"{server}/classify", content=encoded(), headers={"content-encoding": "gzip"})
+    response = web.post(f"{server}/classify", content=encoded(), headers={"content-encoding": "gzip"})
     assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
 def test_a_body_of_unknown_length_is_limited_too(server: str) -> None:
-    response = httpx.post(f"{server}/classify", content=(bytes(100_000) for _ in range(20)))
+    response = web.post(f"{server}/classify", content=(bytes(100_000) for _ in range(20)))
     assert response.status_code == 413
 
 
 def test_model_says_what_is_served(server: str) -> None:
-    model = httpx.get(f"{server}/model").json()
+    model = web.get(f"{server}/model").json()
     assert model["execution_provider"] in {"CPUExecutionProvider", "CUDAExecutionProvider"}
     assert len(model["classes"]) == 6
     assert len(model["learners"]) == 2

@@ -7,28 +7,27 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.serving.conftest import ROOT, Running, encoded, free_port, running
+from tests.serving.conftest import ROOT, Running, encoded, new_client, running, web
 
 
 def figures(address: str) -> dict[str, float]:
     """Samples by name and labels, without those of the Python process itself."""
-    lines = httpx.get(f"{address}/metrics").text.splitlines()
+    lines = web.get(f"{address}/metrics").text.splitlines()
     samples = [line.rpartition(" ") for line in lines if line.startswith("tailstack_")]
     return {name: float(value) for name, _, value in samples}
 
 
 def test_every_line_of_the_log_is_json(serving: Running) -> None:
-    response = httpx.post(f"{serving.address}/classify", content=encoded(), headers={"x-request-id": "for-the-log"})
+    response = web.post(f"{serving.address}/classify", content=encoded(), headers={"x-request-id": "for-the-log"})
     assert response.status_code == 200
-    httpx.get(f"{serving.address}/none", params={"key": "secret"})
+    web.get(f"{serving.address}/none", params={"key": "secret"})
     # libtiff has a way of its own to complain.
     fax = bytearray(encoded("TIFF", compression="tiff_adobe_deflate"))
     fax[100:120] = bytes(20)
-    assert httpx.post(f"{serving.address}/classify", content=bytes(fax)).status_code == 422
+    assert web.post(f"{serving.address}/classify", content=bytes(fax)).status_code == 422
     lines = [json.loads(line) for line in serving.log.read_text().splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     (own,) = [line for line in lines if line.get("request_id") == "for-the-log"]
@@ -42,14 +41,14 @@ def test_every_line_of_the_log_is_json(serving: Running) -> None:
 @pytest.mark.parametrize("given", ["", "x" * 129, "two words", 'quo"te', "newline\\n", "ümlaut"])
 def test_an_odd_request_id_is_replaced(server: str, given: str) -> None:
     headers = {"x-request-id": given.encode()}
-    response = httpx.post(f"{server}/classify", content=encoded(), headers=headers)
+    response = web.post(f"{server}/classify", content=encoded(), headers=headers)
     assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/none"), ("POST", "/classify"), ("GET", "/v2")])
 def test_every_answer_has_an_id_and_security_headers(server: str, method: str, path: str) -> None:
-    response = httpx.request(method, f"{server}{path}")
+    response = web.request(method, f"{server}{path}")
     assert response.headers["x-request-id"]
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
@@ -59,12 +58,20 @@ def test_every_answer_has_an_id_and_security_headers(server: str, method: str, p
         assert "default-src 'none'" in response.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/", "/readyz", "/model", "/v2/health/ready", "/static/app.js"])
+def test_head_is_answered_where_get_is(server: str, path: str) -> None:
+    whole, head = web.get(f"{server}{path}"), web.request("HEAD", f"{server}{path}")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert head.headers["content-type"] == whole.headers["content-type"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("GET", "/none", 404), ("DELETE", "/classify", 405), ("GET", "/static/../app.py", 404), ("GET", "/model/", 404)],
 )
 def test_errors_of_routing_are_json_too(server: str, method: str, path: str, status: int) -> None:
-    response = httpx.request(method, f"{server}{path}")
+    response = web.request(method, f"{server}{path}")
     assert response.status_code == status
     assert set(response.json()["error"]) == {"code", "message"}
     if status == 405:
@@ -74,15 +81,15 @@ def test_errors_of_routing_are_json_too(server: str, method: str, path: str, sta
 def test_no_error_tells_where_the_server_lives(server: str) -> None:
     bodies = [b"", b"hello", encoded("TIFF")[:-300], encoded("JPEG")[:200], encoded("WEBP")[:50], b"BM" + bytes(100)]
     for body in bodies:
-        text = httpx.post(f"{server}/classify", content=body).text
+        text = web.post(f"{server}/classify", content=body).text
         assert not any(word in text for word in (str(ROOT), "site-packages", "Traceback", ".py", "0x7f"))
 
 
 def test_figures_count_what_happens(server: str) -> None:
     before = figures(server)
     for body in (encoded(), encoded("JPEG"), b"hello"):
-        httpx.post(f"{server}/classify", content=body)
-    httpx.post(f"{server}/classify/batch", files=[("images", encoded())] * 5)
+        web.post(f"{server}/classify", content=body)
+    web.post(f"{server}/classify/batch", files=[("images", encoded())] * 5)
     after = figures(server)
 
     def grew(name: str) -> float:
@@ -106,7 +113,7 @@ def test_no_client_adds_series(server: str) -> None:
     def labels() -> set[str]:
         return {name.partition("{")[2] for name in figures(server)}
 
-    with httpx.Client(base_url=server) as client:
+    with new_client(base_url=server) as client:
         client.get("/none")
         client.request("LOCK", "/none")
         before = labels()
@@ -137,7 +144,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", free_port()), Handler)
+    server = HTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1/traces", got
@@ -150,7 +157,7 @@ def test_traces_go_where_they_are_wanted(tiny_model: Path, tmp_path: Path, colle
     parent = "0af7651916cd43dd8448eb211c80319c"
     with running(tiny_model, tmp_path, TAILSTACK_OTLP_ENDPOINT=endpoint) as server:
         headers = {"traceparent": f"00-{parent}-b7ad6b7169203331-01"}
-        assert httpx.post(f"{server.address}/classify", content=encoded(), headers=headers).status_code == 200
+        assert web.post(f"{server.address}/classify", content=encoded(), headers=headers).status_code == 200
     # What was not sent yet is sent at the end.
     spans = [
         span

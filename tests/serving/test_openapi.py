@@ -4,7 +4,6 @@ import json
 from functools import cache
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.serving.conftest import encoded
+from tests.serving.conftest import encoded, web
 
 CHECKS = [
     not_a_server_error,
@@ -86,16 +85,16 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("path", "options"), GOOD)
 def test_good_answers_are_as_documented(server: str, path: str, options: dict[str, Any]) -> None:
-    response = httpx.post(server + path.format(name="ensemble"), **options)
+    response = web.post(server + path.format(name="ensemble"), **options)
     assert response.status_code == 200
     response.request.read()
     document(server)[path]["POST"].validate_response(response)
 
 
 def test_no_answer_has_a_field_that_is_not_documented(server: str) -> None:
-    schemas = httpx.get(f"{server}/docs.json").json()["components"]["schemas"]
-    answer = httpx.post(f"{server}/classify", content=encoded()).json()
+    schemas = web.get(f"{server}/docs.json").json()["components"]["schemas"]
+    answer = web.post(f"{server}/classify", content=encoded()).json()
     assert set(answer) == set(schemas["Classification"]["properties"])
-    model = httpx.get(f"{server}/model").json()
+    model = web.get(f"{server}/model").json()
     assert set(model) == set(schemas["ModelDescription"]["properties"])
     assert "HTTPValidationError" not in json.dumps(schemas)

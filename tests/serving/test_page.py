@@ -5,20 +5,20 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import CLASSES, TRAIN_COUNTS, draw
-from tests.serving.conftest import running
+from tests.serving.conftest import running, web
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PHONE = {"width": 360, "height": 740}
 KEY = "a key for the page"
 
+expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"the browser is needed: install {CHROMIUM}")
 
 MakeFile = Callable[..., Path]
@@ -111,7 +111,7 @@ def opened(browser: Browser, address: str) -> Iterator[Page]:
 
 def test_a_chosen_picture_is_classified(page: Page, server: str, make_file: MakeFile) -> None:
     path = make_file("disc.png")
-    answer = httpx.post(f"{server}/classify", content=path.read_bytes()).json()
+    answer = web.post(f"{server}/classify", content=path.read_bytes()).json()
     page.get_by_label("Choose pictures").set_input_files(path)
     card = page.get_by_role("article", name="disc.png")
     classes = card.get_by_role("list", name="Most probable classes").get_by_role("listitem")
@@ -187,7 +187,7 @@ def test_by_keyboard_alone(page: Page, make_file: MakeFile) -> None:
 
 
 def test_the_models_card(page: Page, server: str) -> None:
-    model = httpx.get(f"{server}/model").json()
+    model = web.get(f"{server}/model").json()
     card = page.get_by_role("complementary", name="The model")
     for text in (
         model["version"],
@@ -248,7 +248,7 @@ def test_the_key_form_and_a_full_server(browser: Browser, guarded_server: str, m
         field.fill(KEY)
         page.get_by_role("button", name="Use it").click()
         # Nothing has to be asked for again: the pictures wait for the key, and then for room.
-        expect(page.get_by_role("status")).to_have_text("6 of 6 classified.", timeout=30_000)
+        expect(page.get_by_role("status")).to_have_text("6 of 6 classified.")
         expect(page.get_by_role("complementary", name="The model")).to_be_visible()
         expect(field).to_be_hidden()
         page.reload()
@@ -263,7 +263,7 @@ def test_a_server_that_is_gone_is_said_to_be(browser: Browser, server: str, make
 
 
 def test_the_page_runs_nothing_but_its_own_files(server: str) -> None:
-    response = httpx.get(server)
+    response = web.get(server)
     policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "'unsafe-inline'" not in policy

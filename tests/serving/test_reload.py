@@ -4,7 +4,6 @@ import hashlib
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import httpx
 import onnx
 import pytest
 
-from tests.serving.conftest import ADMIN_KEY, Running, encoded, running
+from tests.serving.conftest import ADMIN_KEY, Running, encoded, new_client, running, wait_for, web
 
 
 class Folder:
@@ -60,7 +59,7 @@ def requests(reloading: Running) -> Iterator[set[str]]:
     versions, failures, stop = set(), [], threading.Event()
 
     def work() -> None:
-        with httpx.Client() as client:
+        with new_client() as client:
             while not stop.is_set():
                 response = client.post(f"{reloading.address}/classify", content=encoded())
                 if response.status_code != 200:
@@ -79,22 +78,16 @@ def requests(reloading: Running) -> Iterator[set[str]]:
 
 
 def version(server: Running) -> str:
-    return str(httpx.get(f"{server.address}/model").json()["version"])
+    return str(web.get(f"{server.address}/model").json()["version"])
 
 
 def ask(server: Running) -> httpx.Response:
-    return httpx.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY}, timeout=60)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    return web.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY})
 
 
 def test_by_request_and_by_change_of_the_file(folder: Folder, reloading: Running, requests: set[str]) -> None:
     seen = [version(reloading)]
+    wait_for(lambda: requests == set(seen))
     for number in range(4):
         content = folder.another(number)
         folder.put(content)
@@ -178,6 +171,6 @@ def test_a_missing_file_is_no_change(folder: Folder, reloading: Running) -> None
     shutil.move(folder.model, folder.model.with_name("away"))
     assert ask(reloading).status_code == 409
     assert version(reloading) == before
-    shown = re.findall(r'tailstack_model_info\{.*version="(.*)"\} 1.0', httpx.get(f"{reloading.address}/metrics").text)
+    shown = re.findall(r'tailstack_model_info\{.*version="(.*)"\} 1.0', web.get(f"{reloading.address}/metrics").text)
     assert shown == [before]
     assert "model refused" in reloading.log.read_text()

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -15,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.images import decode
 from tailstack.session import open_session
-from tests.serving.conftest import encoded
+from tests.serving.conftest import encoded, web
 
 MODEL = "ensemble"
 
@@ -35,7 +34,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient, server: str) 
     assert client.is_server_live()
     assert client.is_server_ready()
     assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-    model = httpx.get(f"{server}/model").json()
+    model = web.get(f"{server}/model").json()
     metadata = client.get_model_metadata(MODEL, model["version"])
     assert metadata == client.get_model_metadata(MODEL)
     assert (metadata["name"], metadata["versions"]) == (model["name"], [model["version"]])
@@ -81,7 +80,7 @@ def test_all_outputs_where_none_is_named(
     tensor.set_data_from_numpy(pixels)
     answer = client.infer(MODEL, [tensor])
     nested = {"name": INPUT, "datatype": "UINT8", "shape": [3, 32, 32, 3], "data": pixels.tolist()}
-    plain = httpx.post(f"{server}/v2/models/{MODEL}/infer", json={"inputs": [nested]}).json()
+    plain = web.post(f"{server}/v2/models/{MODEL}/infer", json={"inputs": [nested]}).json()
     for output in plain["outputs"]:
         np.testing.assert_allclose(
             np.reshape(output["data"], output["shape"]), answer.as_numpy(output["name"]), atol=1e-5
@@ -131,7 +130,7 @@ BINARY = {**TENSOR, "data": None, "parameters": {"binary_data_size": 3072}}
     ],
 )
 def test_a_bad_request_gets_a_reason(server: str, body: dict[str, Any]) -> None:
-    response = httpx.post(f"{server}/v2/models/{MODEL}/infer", json=body)
+    response = web.post(f"{server}/v2/models/{MODEL}/infer", json=body)
     assert response.status_code == 400
     assert isinstance(response.json()["error"], str)
     assert response.json()["error"]
@@ -141,7 +140,7 @@ def test_a_bad_request_gets_a_reason(server: str, body: dict[str, Any]) -> None:
 def test_a_wrong_header_length_gets_a_reason(server: str, length: str) -> None:
     body = json.dumps({"inputs": [BINARY]}).encode() + bytes(3072)
     headers = {"inference-header-content-length": length}
-    response = httpx.post(f"{server}/v2/models/{MODEL}/infer", content=body, headers=headers)
+    response = web.post(f"{server}/v2/models/{MODEL}/infer", content=body, headers=headers)
     assert response.status_code == 400
     assert response.json()["error"]
 
@@ -149,6 +148,6 @@ def test_a_wrong_header_length_gets_a_reason(server: str, length: str) -> None:
 @pytest.mark.parametrize("path", ["", "/versions/1", "/versions/1/ready", "/ready"])
 def test_unknown_models_and_versions(server: str, path: str) -> None:
     name = MODEL if "versions" in path else "another"
-    response = httpx.get(f"{server}/v2/models/{name}{path}")
+    response = web.get(f"{server}/v2/models/{name}{path}")
     assert response.status_code == 404
     assert isinstance(response.json()["error"], str)
