@@ -69,7 +69,7 @@ class ModelName(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The answer for one image: classes, most probable first, and each learner's vote."""
+    """The answer for one image: classes, most probable first, and the vote of each learner that saw it."""
 
     predictions: list[Prediction]
     learners: list[Vote] | None = None
@@ -153,6 +153,8 @@ def _votes(model: Model, result: Result) -> list[Vote]:
     first = int(result.probabilities.argmax())
     votes = []
     for card, probabilities in zip(model.artifact.learners, result.votes, strict=True):
+        if not probabilities.any():
+            continue  # a cascade didn't ask this learner
         index = int(probabilities.argmax())
         votes.append(
             Vote(

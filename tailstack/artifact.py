@@ -13,9 +13,13 @@ INPUT = "images"
 PROBABILITIES = "probabilities"
 """float32 `[batch, classes]`."""
 LEARNER_PROBABILITIES = "learner_probabilities"
-"""float32 `[batch, learners, classes]`."""
+"""float32 `[batch, learners, classes]`; zeros where a learner of a cascade did not see the image."""
 
-FORMAT = 1
+LEARNERS_USED = "learners_used"
+"""int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
+
+FORMAT = 2
+"""2 added `cascade` and `evidence`."""
 _PREFIX = "tailstack."
 
 
@@ -31,6 +35,17 @@ class LearnerCard(BaseModel):
     weight: float
     top1: float
     """On the test split."""
+
+
+class CascadeCard(BaseModel):
+    """How a cascade decides which learners see an image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    order: list[int]
+    """Learners by their place in `Artifact.learners`, in the order in which they are asked."""
+    thresholds: list[float]
+    """One fewer than learners: the next one sees the images whose highest averaged probability is below."""
 
 
 class Artifact(BaseModel):
@@ -56,6 +71,10 @@ class Artifact(BaseModel):
     """Largest difference from torch by batch size, measured at export."""
     provenance: dict[str, Any]
     """Settings, versions, time of export, digests of the data and of the weights."""
+    cascade: CascadeCard | None = None
+    """None where every learner sees every image."""
+    evidence: dict[str, Any] | None = None
+    """What the release gate measured on the images that validate: this file beside the plain ensemble in fp32."""
 
     def to_properties(self) -> dict[str, str]:
         """Return ONNX metadata properties: one per field, prefixed, each JSON."""

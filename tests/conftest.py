@@ -14,9 +14,10 @@ from PIL import Image
 
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore
+from tailstack.files import write_json
 from tailstack.images import decode
 from tailstack.metrics import Accuracy, evaluate
-from tailstack.run import CONFIG_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
+from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
 
 if TYPE_CHECKING:
     import torch
@@ -137,8 +138,17 @@ def write_run(run: Path, datastore: Path, learners: list[tuple[str, int]], seed:
     average = np.mean([learner.results["top1"] for learner in record.learners])
     record.average_learner = {"top1": float(average)}
     (run / CONFIG_FILE).write_text("technique: stacking\n")
+    write_json(run / SPLIT_FILE, {"datastore_sha256": store.digests(), **_split(len(store.train))})
     record.save(run)
     return run
+
+
+def _split(images: int) -> dict[str, list[int]]:
+    """Hold out every fourth training image."""
+    return {
+        "train": [index for index in range(images) if index % 4],
+        "val": list(range(0, images, 4)),
+    }
 
 
 def _write_learner(run: Path, name: str, resolution: int, store: Datastore, images: "torch.Tensor") -> LearnerRecord:
