@@ -13,7 +13,7 @@ from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
 from export.verify import TOLERANCE, check_graph, sample_images, verify_parity
 from tailstack import datastore as datastores
-from tailstack.artifact import FORMAT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact, LearnerCard
+from tailstack.artifact import FORMAT, Artifact, LearnerCard
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
@@ -21,19 +21,20 @@ from tailstack.network import Ensemble, load_ensemble
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
 
+PLAIN = Wanted()
 PREPROCESSING = (
     "decode to RGB, apply the EXIF orientation, scale to cover image_size and crop to its centre; the graph resizes "
     "to each learner's resolution and normalises"
 )
 
 
-def export(run: Path, output: Path, wanted: Wanted | None = None) -> Artifact:
+def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     """Write the ensemble of `run` as one ONNX file, and its SHA-256 beside it.
 
     Args:
         run: folder of a finished run.
         output: the file.
-        wanted: None writes the plain graph, in which every learner sees every image.
+        wanted: how it is to be cheaper; the default is the plain graph, in which every learner sees every image.
 
     Raises:
         UserError: the run isn't finished, its data set is gone, `output` can't be written, or the file fails a check;
@@ -47,25 +48,26 @@ def export(run: Path, output: Path, wanted: Wanted | None = None) -> Artifact:
     store = _datastore(record)
     images = sample_images(store.test, record.image_size)
     print(f"Fusing {len(record.learners)} learner(s) of {run} into one graph …", flush=True)
-    cheaper = build_cheaper(run, record, store, ensemble, wanted) if wanted else None
+    cheaper = build_cheaper(run, record, store, ensemble, wanted) if not wanted.plain else None
     model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
     with whole_file(output) as part:
         # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
         onnx.save(model, part)
-        print("Checking the graph, and its answers against torch's …", flush=True)
+        source = cheaper.reference_name if cheaper else "torch"
+        print(f"Checking the graph, and its answers against those of {source} …", flush=True)
         check_graph(part)
         parity = _parity(part, ensemble, cheaper, images)
         artifact = describe(run, record, output.stem, parity)
         if cheaper:
             print("Release gate: measuring it beside the plain ensemble, on validation …", flush=True)
-            artifact = artifact.model_copy(update={"cascade": cheaper.card, "evidence": cheaper.evidence(part)})
+            artifact = artifact.model_copy(update=cheaper.metadata(part))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
     write_text(output.with_name(f"{output.name}.sha256"), f"{sha256(output)}  {output.name}\n")
     print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
-        f"{len(record.learners)} learner(s), largest difference from torch {max(parity.values()):.1e} "
+        f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
         f"(limit {TOLERANCE:g}), top-1 {record.results['top1']:.4f} on test"
     )
     if artifact.evidence:
@@ -87,7 +89,7 @@ def evidence_line(evidence: dict[str, Any]) -> str:
 def _parity(path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, images: Pixels) -> dict[str, float]:
     if cheaper is None:
         return verify_parity(path, ensemble, images)
-    return verify_parity(path, cheaper.reference, images, (PROBABILITIES, LEARNER_PROBABILITIES, LEARNERS_USED))
+    return verify_parity(path, cheaper.reference, images, cheaper.outputs, cheaper.reference_name)
 
 
 def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) -> Artifact:

@@ -19,6 +19,7 @@ from tailstack.run import SPLIT_FILE
 from tailstack.session import open_session
 
 BATCH = 32
+CALIBRATION_IMAGES = 384
 
 
 def run_splits(run: Path, store: Datastore) -> tuple[Split, Split]:
@@ -48,6 +49,11 @@ def pixel_batches(split: Split, size: Size) -> Iterator[Pixels]:
     for start in range(0, len(split), BATCH):
         stop = min(start + BATCH, len(split))
         yield np.stack([split.decode(index, size) for index in range(start, stop)])
+
+
+def calibration_batches(train: Split, size: Size) -> list[Pixels]:
+    """Return batches of training images by which ranges of activations are measured."""
+    return list(pixel_batches(spread(train, CALIBRATION_IMAGES), size))
 
 
 def count_batches(split: Split) -> int:

@@ -14,7 +14,7 @@ from tailstack.images import Pixels, Size
 from tailstack.session import open_session
 
 TOLERANCE = 1e-4
-"""Largest difference of a probability from torch's."""
+"""Largest difference of a probability from the reference's."""
 BATCHES = (1, 3, 8)
 Reference = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 """What a file has to answer: uint8 images, as the file takes them, to each of its outputs."""
@@ -47,14 +47,16 @@ def verify_parity(
     reference: Reference,
     images: Pixels,
     outputs: Sequence[str] = (PROBABILITIES, LEARNER_PROBABILITIES),
+    name: str = "torch",
 ) -> dict[str, float]:
-    """Compare the file's answers with torch's, at several batch sizes.
+    """Compare the file's answers with a reference's, at several batch sizes.
 
     Args:
         path: the ONNX file.
         reference: what it was exported from.
         images: uint8 `[images, height, width, 3]`, at least as many as the largest batch.
         outputs: what is compared, in the order of the reference's answers; the first are the probabilities.
+        name: of the reference, for the error's text.
 
     Returns:
         Largest difference of any probability, by batch size.
@@ -75,7 +77,7 @@ def verify_parity(
         # `not <=` also refuses NaN.
         if not worst <= TOLERANCE or not same_top1:
             raise UserError(
-                f"the exported graph doesn't answer as torch does: at batch {batch} the largest difference is "
+                f"the exported graph doesn't answer as {name} does: at batch {batch} the largest difference is "
                 f"{worst:.1e} (limit {TOLERANCE:g}), top-1 {'equal' if same_top1 else 'different'}; no file was written"
             )
         differences[str(batch)] = worst

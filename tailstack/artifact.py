@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,7 +19,8 @@ LEARNERS_USED = "learners_used"
 """int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
 
 FORMAT = 2
-"""2 added `cascade` and `evidence`."""
+"""2 added `precision`, `cascade` and `evidence`."""
+Precision = Literal["fp32", "int8"]
 _PREFIX = "tailstack."
 
 
@@ -68,9 +69,11 @@ class Artifact(BaseModel):
     accuracy: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, as `fit` measured it."""
     parity: dict[str, float]
-    """Largest difference from torch by batch size, measured at export."""
+    """Largest difference from torch (in int8, from each learner alone) by batch size, measured at export."""
     provenance: dict[str, Any]
     """Settings, versions, time of export, digests of the data and of the weights."""
+    precision: Precision = "fp32"
+    """Of the learners' weights and activations. Input and outputs are the same in all."""
     cascade: CascadeCard | None = None
     """None where every learner sees every image."""
     evidence: dict[str, Any] | None = None

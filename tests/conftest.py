@@ -28,6 +28,7 @@ TRAIN_COUNTS = [120, 60, 24, 12, 6, 4]
 TEST_IMAGES = 8
 SIZE = 32
 LEARNERS = [("tf_efficientnet_lite0", 32), ("test_efficientnet", 48)]
+SMALL_LEARNERS = [("test_efficientnet", 48), ("test_resnet", 40)]
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +52,12 @@ def tiny_datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on `tiny_datastore`: two networks with random weights, at 32 and 48 pixels."""
     return write_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_datastore, LEARNERS)
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run like `tiny_run`, of two networks that take little time to export."""
+    return write_run(tmp_path_factory.mktemp("runs") / "small", tiny_datastore, SMALL_LEARNERS)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from serving.runtime import Model
 from tailstack.artifact import Artifact
 from tailstack.errors import UserError
 from tailstack.run import SPLIT_FILE
-from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE
+from tests.conftest import CLASSES, ROOT, SIZE, SMALL_LEARNERS
 
 Array = npt.NDArray[np.float32]
 MANY = 8
@@ -58,9 +58,9 @@ def small_learners() -> tuple[list[Small], list[onnx.ModelProto]]:
 
 
 @pytest.fixture(scope="module")
-def cascade_file(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def cascade_file(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("cascade") / "cheap.onnx"
-    command = [sys.executable, "-m", "export", str(tiny_run), "--output", str(output), "--cascade"]
+    command = [sys.executable, "-m", "export", str(small_run), "--output", str(output), "--cascade"]
     done = subprocess.run(
         [*command, "--max_accuracy_drop", "40"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -194,12 +194,12 @@ def test_the_file_describes_its_cascade_and_what_it_costs(cascade_file: tuple[Pa
     assert {value.name: value.type for value in session.get_outputs()}["learners_used"] == "tensor(int64)"
     artifact = Artifact.from_properties(session.get_modelmeta().custom_metadata_map, path)
     assert artifact.cascade is not None
-    assert sorted(artifact.cascade.order) == list(range(len(LEARNERS)))
-    assert len(artifact.cascade.thresholds) == len(LEARNERS) - 1
+    assert sorted(artifact.cascade.order) == list(range(len(SMALL_LEARNERS)))
+    assert len(artifact.cascade.thresholds) == len(SMALL_LEARNERS) - 1
     evidence = artifact.evidence
     assert evidence is not None
     assert set(evidence["cost"]) == {"1", "8"}
-    assert 1 <= evidence["learners_used"] <= len(LEARNERS)
+    assert 1 <= evidence["learners_used"] <= len(SMALL_LEARNERS)
     assert evidence["plain"]["top1"] - evidence["this"]["top1"] <= 0.4
     assert "learners per image" in printed
 
@@ -215,11 +215,11 @@ def test_the_server_takes_it_and_lists_the_votes_that_were_cast(cascade_file: tu
         assert [vote.learner for vote in listed] == names
 
 
-def test_the_gate_refuses_what_loses_too_much(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_refuses_what_loses_too_much(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reckless = Cascade((1, 0), (0.0,))
     monkeypatch.setattr(cheaper, "choose_cascade", lambda *_: reckless)
     with pytest.raises(UserError, match=r"release gate refuses this graph: .* points \(limit 0\).*no file was written"):
-        export(tiny_run, tmp_path / "models" / "a.onnx", Wanted(0.0))
+        export(small_run, tmp_path / "models" / "a.onnx", Wanted(cascade=True, max_accuracy_drop=0.0))
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -227,15 +227,15 @@ def test_the_gate_refuses_what_loses_too_much(tiny_run: Path, tmp_path: Path, mo
     ("change", "message"), [({"val": []}, "no images that validate"), ({"datastore_sha256": {}}, "has changed since")]
 )
 def test_without_validation_images_there_is_no_cascade(
-    tiny_run: Path, tmp_path: Path, change: dict[str, object], message: str
+    small_run: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
-    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
     split = json.loads((run / SPLIT_FILE).read_text())
     (run / SPLIT_FILE).write_text(json.dumps({**split, **change}))
     with pytest.raises(UserError, match=message):
-        export(run, tmp_path / "a.onnx", Wanted())
+        export(run, tmp_path / "a.onnx", Wanted(cascade=True))
 
 
 def test_a_limit_that_is_no_number_of_points() -> None:
     with pytest.raises(UserError, match="--max_accuracy_drop is -1"):
-        Wanted(-1)
+        Wanted(cascade=True, max_accuracy_drop=-1)
