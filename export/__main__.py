@@ -1,10 +1,12 @@
 """The command line: `python -m export RUN --output FILE`."""
 
 from pathlib import Path
+from typing import get_args
 
 from jsonargparse import ArgumentParser
 
-from export import DEFAULT_OUTPUT
+from export import DEFAULT_OUTPUT, MAX_ACCURACY_DROP
+from tailstack.artifact import Precision
 from tailstack.errors import run_command
 
 
@@ -17,11 +19,30 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder that `python -m training fit` wrote")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the file to write")
+    parser.add_argument(
+        "--cascade",
+        action="store_true",
+        help="later learners see only the images that the ones before are unsure of",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="fp32",
+        help="int8: weights and activations in 8-bit integers, for CPUs; sensitive parts stay in float",
+    )
+    parser.add_argument(
+        "--max_accuracy_drop",
+        type=float,
+        default=MAX_ACCURACY_DROP,
+        help="points of accuracy on validation that a cascade or int8 may cost",
+    )
     arguments = parser.parse_args()
     # Torch takes seconds to import: a mistake in the flags is answered before.
+    from export.cheaper import Wanted  # noqa: PLC0415
     from export.export import export  # noqa: PLC0415
 
-    export(arguments.run, arguments.output)
+    wanted = Wanted(arguments.cascade, arguments.precision, arguments.max_accuracy_drop)
+    export(arguments.run, arguments.output, wanted)
 
 
 if __name__ == "__main__":

@@ -2,30 +2,39 @@
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 
 import tailstack
 from export import DEFAULT_OUTPUT
+from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
 from export.verify import TOLERANCE, check_graph, sample_images, verify_parity
 from tailstack import datastore as datastores
 from tailstack.artifact import FORMAT, Artifact, LearnerCard
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
-from tailstack.network import load_ensemble
+from tailstack.images import Pixels
+from tailstack.network import Ensemble, load_ensemble
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
 
+PLAIN = Wanted()
 PREPROCESSING = (
     "decode to RGB, apply the EXIF orientation, scale to cover image_size and crop to its centre; the graph resizes "
     "to each learner's resolution and normalises"
 )
 
 
-def export(run: Path, output: Path) -> Artifact:
+def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     """Write the ensemble of `run` as one ONNX file, and its SHA-256 beside it.
+
+    Args:
+        run: folder of a finished run.
+        output: the file.
+        wanted: how it is to be cheaper; the default is the plain graph, in which every learner sees every image.
 
     Raises:
         UserError: the run isn't finished, its data set is gone, `output` can't be written, or the file fails a check;
@@ -36,27 +45,51 @@ def export(run: Path, output: Path) -> Artifact:
     if output.is_dir():
         raise UserError(f"output {output} is a folder; it has to be a file, such as {output / 'ensemble.onnx'}")
     ensemble = load_ensemble(run, record)
-    images = sample_images(_datastore(record).test, record.image_size)
+    store = _datastore(record)
+    images = sample_images(store.test, record.image_size)
     print(f"Fusing {len(record.learners)} learner(s) of {run} into one graph …", flush=True)
-    model = build_graph(ensemble, record.image_size)
+    cheaper = build_cheaper(run, record, store, ensemble, wanted) if not wanted.plain else None
+    model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
     with whole_file(output) as part:
         # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
         onnx.save(model, part)
-        print("Checking the graph, and its answers against torch's …", flush=True)
+        source = cheaper.reference_name if cheaper else "torch"
+        print(f"Checking the graph, and its answers against those of {source} …", flush=True)
         check_graph(part)
-        parity = verify_parity(part, ensemble, images)
+        parity = _parity(part, ensemble, cheaper, images)
         artifact = describe(run, record, output.stem, parity)
+        if cheaper:
+            print("Release gate: measuring it beside the plain ensemble, on validation …", flush=True)
+            artifact = artifact.model_copy(update=cheaper.metadata(part))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
     write_text(output.with_name(f"{output.name}.sha256"), f"{sha256(output)}  {output.name}\n")
     print(
         f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
-        f"{len(record.learners)} learner(s), largest difference from torch {max(parity.values()):.1e} "
+        f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
         f"(limit {TOLERANCE:g}), top-1 {record.results['top1']:.4f} on test"
     )
+    if artifact.evidence:
+        print(evidence_line(artifact.evidence))
     print("Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={output} bentoml serve")
     return artifact
+
+
+def evidence_line(evidence: dict[str, Any]) -> str:
+    """Put what the release gate measured into a line."""
+    plain, this = evidence["plain"], evidence["this"]
+    costs = ", ".join(f"{cost['relative']:.2f}x at batch {batch}" for batch, cost in evidence["cost"].items())
+    return (
+        f"Beside the plain ensemble on {evidence['images']} validation images: top-1 {this['top1']:.4f} instead of "
+        f"{plain['top1']:.4f}, {evidence['learners_used']:.2f} learners per image, cost {costs} (one thread)"
+    )
+
+
+def _parity(path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, images: Pixels) -> dict[str, float]:
+    if cheaper is None:
+        return verify_parity(path, ensemble, images)
+    return verify_parity(path, cheaper.reference, images, cheaper.outputs, cheaper.reference_name)
 
 
 def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) -> Artifact:

@@ -1,4 +1,4 @@
-"""The fused graph: every learner's preprocessing and network, and their average, as one ONNX model."""
+"""Torch modules as ONNX graphs: the whole ensemble with its average, or one learner alone."""
 
 import contextlib
 import io
@@ -12,8 +12,10 @@ import torch
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.errors import UserError
 from tailstack.images import Size
-from tailstack.network import Ensemble
+from tailstack.network import Ensemble, Learner
 
+LOGITS = "logits"
+"""The output of one learner's graph: float32 `[batch, classes]`."""
 OPSET = 18
 """Its Resize has a CUDA kernel in ONNX Runtime; that of later opsets only in the newest versions."""
 
@@ -31,22 +33,35 @@ def build_graph(ensemble: Ensemble, image_size: Size) -> onnx.ModelProto:
     Raises:
         UserError: torch can't export one of the architectures.
     """
+    return _export(ensemble, image_size, [PROBABILITIES, LEARNER_PROBABILITIES])
+
+
+def build_learner_graph(learner: Learner, image_size: Size) -> onnx.ModelProto:
+    """Export one learner, in evaluation mode: `images` as `build_graph` has them to `logits`, for any batch size.
+
+    Raises:
+        UserError: torch can't export its architecture.
+    """
+    return _export(learner, image_size, [LOGITS])
+
+
+def _export(network: torch.nn.Module, image_size: Size, outputs: list[str]) -> onnx.ModelProto:
     # Batch 2: the exporter takes a batch of 1 for a constant.
     example = torch.zeros((2, *image_size, 3), dtype=torch.uint8)
-    for module in ensemble.modules():
+    for module in network.modules():
         # Same answers in half the time: torch's exporter is slow on operators that work in place.
         if hasattr(module, "inplace"):
             setattr(module, "inplace", False)  # noqa: B010 (mypy takes a module's attributes for modules)
     try:
         with _quiet():
             program = torch.onnx.export(
-                ensemble,
+                network,
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 input_names=[INPUT],
-                output_names=[PROBABILITIES, LEARNER_PROBABILITIES],
+                output_names=outputs,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:

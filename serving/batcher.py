@@ -35,8 +35,8 @@ class Result:
     """float32 `[learners, classes]`."""
     order: npt.NDArray[np.int64]
     """Classes, the most probable first, `[classes]`."""
-    choices: list[int]
-    """Each learner's most probable class."""
+    choices: list[int | None]
+    """Each learner's most probable class; None for one that a cascade didn't ask."""
 
 
 @dataclass(frozen=True)
@@ -154,5 +154,5 @@ def _run(batch: list[_Item], alone: bool) -> list[Result]:
 def _results(answer: Answer) -> list[Result]:
     """Split a batch's answer. What takes numpy is done for all images at once: a call costs more than its work."""
     orders = np.argsort(-answer.probabilities, axis=1, kind="stable")
-    choices = answer.votes.argmax(axis=2).tolist()
+    choices = np.where(answer.votes.any(axis=2), answer.votes.argmax(axis=2), None).tolist()
     return [Result(*parts) for parts in zip(answer.probabilities, answer.votes, orders, choices, strict=True)]

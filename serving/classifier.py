@@ -131,6 +131,6 @@ async def _recorded(model: Model, answer: "asyncio.Future[Result]") -> Result:
     first = int(result.order[0])
     METRICS.predictions.labels(model.artifact.classes[first]).inc()
     METRICS.confidence.observe(float(result.probabilities[first]))
-    if any(choice != first for choice in result.choices):
+    if not {first, None}.issuperset(result.choices):
         METRICS.disagreements.inc()
     return result

@@ -68,7 +68,7 @@ class ModelName(BaseModel):
 
 
 class ImageResult(BaseModel):
-    """The answer for one image: classes, most probable first, and each learner's vote."""
+    """The answer for one image: classes, most probable first, and the vote of each learner that saw it."""
 
     predictions: list[Prediction]
     learners: list[Vote] | None = None
@@ -149,7 +149,7 @@ def describe(model: Model) -> ModelDescription:
 
 
 def _votes(model: Model, result: Result) -> list[Vote]:
-    first = result.order[0]
+    first = int(result.order[0])
     return [
         Vote(
             learner=card.name,
@@ -158,6 +158,7 @@ def _votes(model: Model, result: Result) -> list[Vote]:
             agrees=choice == first,
         )
         for card, probabilities, choice in zip(model.artifact.learners, result.votes, result.choices, strict=True)
+        if choice is not None
     ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES, Artifact
+from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
 from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.session import Device, open_session, provider_in_use
@@ -30,7 +30,7 @@ class Answer:
     probabilities: Vector
     """float32 `[batch, classes]`, the ensemble's."""
     votes: Vector
-    """float32 `[batch, learners, classes]`, each learner's."""
+    """float32 `[batch, learners, classes]`, each learner's; zeros of one that a cascade didn't ask."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +163,6 @@ def _check_sidecar(path: Path, digest: str) -> None:
 def _artifact(session: "onnxruntime.InferenceSession", path: Path) -> Artifact:
     artifact = Artifact.from_properties(session.get_modelmeta().custom_metadata_map, path)
     types = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
-    if types != _TYPES:
+    if types != _TYPES | ({LEARNERS_USED: "tensor(int64)"} if artifact.cascade else {}):
         raise UserError(f"model {path} has not the inputs and outputs of a Tailstack model: {types}")
     return artifact

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -13,9 +13,14 @@ INPUT = "images"
 PROBABILITIES = "probabilities"
 """float32 `[batch, classes]`."""
 LEARNER_PROBABILITIES = "learner_probabilities"
-"""float32 `[batch, learners, classes]`."""
+"""float32 `[batch, learners, classes]`; zeros where a learner of a cascade did not see the image."""
 
-FORMAT = 1
+LEARNERS_USED = "learners_used"
+"""int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
+
+FORMAT = 2
+"""2 added `precision`, `cascade` and `evidence`."""
+Precision = Literal["fp32", "int8"]
 _PREFIX = "tailstack."
 
 
@@ -31,6 +36,17 @@ class LearnerCard(BaseModel):
     weight: float
     top1: float
     """On the test split."""
+
+
+class CascadeCard(BaseModel):
+    """How a cascade decides which learners see an image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    order: list[int]
+    """Learners by their place in `Artifact.learners`, in the order in which they are asked."""
+    thresholds: list[float]
+    """One fewer than learners: the next one sees the images whose highest averaged probability is below."""
 
 
 class Artifact(BaseModel):
@@ -53,9 +69,15 @@ class Artifact(BaseModel):
     accuracy: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, as `fit` measured it."""
     parity: dict[str, float]
-    """Largest difference from torch by batch size, measured at export."""
+    """Largest difference from torch (in int8, from each learner alone) by batch size, measured at export."""
     provenance: dict[str, Any]
     """Settings, versions, time of export, digests of the data and of the weights."""
+    precision: Precision = "fp32"
+    """Of the learners' weights and activations. Input and outputs are the same in all."""
+    cascade: CascadeCard | None = None
+    """None where every learner sees every image."""
+    evidence: dict[str, Any] | None = None
+    """What the release gate measured on the images that validate: this file beside the plain ensemble in fp32."""
 
     def to_properties(self) -> dict[str, str]:
         """Return ONNX metadata properties: one per field, prefixed, each JSON."""

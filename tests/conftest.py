@@ -15,9 +15,10 @@ from PIL import Image
 
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore
+from tailstack.files import write_json
 from tailstack.images import decode
 from tailstack.metrics import Accuracy, evaluate
-from tailstack.run import CONFIG_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
+from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ TRAIN_COUNTS = [120, 60, 24, 12, 6, 4]
 TEST_IMAGES = 8
 SIZE = 32
 LEARNERS = [("tf_efficientnet_lite0", 32), ("test_efficientnet", 48)]
+SMALL_LEARNERS = [("test_efficientnet", 48), ("test_resnet", 40)]
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +57,12 @@ def tiny_datastore(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on `tiny_datastore`: two networks with random weights, at 32 and 48 pixels."""
     return write_run(tmp_path_factory.mktemp("runs") / "tiny", tiny_datastore, LEARNERS)
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run like `tiny_run`, of two networks that take little time to export."""
+    return write_run(tmp_path_factory.mktemp("runs") / "small", tiny_datastore, SMALL_LEARNERS)
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +150,17 @@ def write_run(run: Path, datastore: Path, learners: list[tuple[str, int]], seed:
     average = np.mean([learner.results["top1"] for learner in record.learners])
     record.average_learner = {"top1": float(average)}
     (run / CONFIG_FILE).write_text("technique: stacking\n")
+    write_json(run / SPLIT_FILE, {"datastore_sha256": store.digests(), **_split(len(store.train))})
     record.save(run)
     return run
+
+
+def _split(images: int) -> dict[str, list[int]]:
+    """Hold out every fourth training image."""
+    return {
+        "train": [index for index in range(images) if index % 4],
+        "val": list(range(0, images, 4)),
+    }
 
 
 def _write_learner(run: Path, name: str, resolution: int, store: Datastore, images: "torch.Tensor") -> LearnerRecord:

@@ -38,6 +38,14 @@ def test_round_trip() -> None:
     assert Artifact.from_properties({**properties, "another.tool": "x"}, "a.onnx") == original
 
 
+def test_a_file_of_format_1_still_reads() -> None:
+    properties = {**artifact().to_properties(), "tailstack.format": "1"}
+    for added in ("precision", "cascade", "evidence"):
+        del properties[f"tailstack.{added}"]
+    old = Artifact.from_properties(properties, "a.onnx")
+    assert (old.format, old.precision, old.cascade, old.evidence) == (1, "fp32", None, None)
+
+
 def test_any_language_can_read_the_values() -> None:
     properties = artifact().to_properties()
     assert json.loads(properties["tailstack.classes"]) == ["chat", "été", '"quoted"\n']

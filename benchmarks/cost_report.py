@@ -1,0 +1,65 @@
+"""Cost and worth as a table and a figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.report import machine_line, table
+from tailstack.files import whole_file
+
+_MARKERS = {"onnxruntime": "o", "torch": "s"}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
+    """Return the page: one table for each number of threads and batch size, and what it was measured on."""
+    header = ("", "ms per image", "x the cheapest learner", "top-1", "few-shot", "ECE", "learners used")
+    sections = ["# Accuracy against cost"]
+    for threads, batch in _settings(rows):
+        lines = [
+            [
+                _name(row),
+                f"{row['ms_per_image']:.2f}",
+                f"{row['relative_to_lite0_fp32']:.2f}",
+                f"{row['top1']:.4f}",
+                "-" if row["few"] is None else f"{row['few']:.4f}",
+                f"{row['ece']:.4f}",
+                f"{row['learners_used']:.2f}",
+            ]
+            for row in rows
+            if (row["threads"], row["batch"]) == (threads, batch)
+        ]
+        sections.append(table(header, lines, f"Batch {batch}, {threads} thread(s)"))
+    return "\n\n".join([*sections, machine_line({"machine": machine})]) + "\n"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the figure: top-1 over cost, one panel for each number of threads and batch size, as PNG."""
+    settings = _settings(rows)
+    figure = Figure(figsize=(4.6 * len(settings), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    for axes, (threads, batch) in zip(panels, settings, strict=True):
+        for row in rows:
+            if (row["threads"], row["batch"]) != (threads, batch):
+                continue
+            x, y = row["relative_to_lite0_fp32"], 100 * row["top1"]
+            axes.plot(x, y, _MARKERS[row["runtime"]], color="#0072B2")
+            axes.annotate(_name(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.axvline(1, color="#7A7A7A", linewidth=0.8, linestyle=":")
+        axes.set(title=f"batch {batch}, {threads} thread(s)", xlabel="cost, x the cheapest learner in fp32")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.25, y=0.1)
+    panels[0].set_ylabel("top-1 on test, %")
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=115)
+
+
+def _settings(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    return sorted({(row["threads"], row["batch"]) for row in rows})
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["variant"]) if row["runtime"] == "onnxruntime" else f"{row['variant']}, {row['runtime']}"
