@@ -154,5 +154,6 @@ def _run(batch: list[_Item], alone: bool) -> list[Result]:
 def _results(answer: Answer) -> list[Result]:
     """Split a batch's answer. What takes numpy is done for all images at once: a call costs more than its work."""
     orders = np.argsort(-answer.probabilities, axis=1, kind="stable")
-    choices = np.where(answer.votes.any(axis=2), answer.votes.argmax(axis=2), None).tolist()
-    return [Result(*parts) for parts in zip(answer.probabilities, answer.votes, orders, choices, strict=True)]
+    choices = answer.votes.argmax(axis=2).astype(object)
+    choices[~answer.votes.any(axis=2)] = None
+    return [Result(*parts) for parts in zip(answer.probabilities, answer.votes, orders, choices.tolist(), strict=True)]

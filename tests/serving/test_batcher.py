@@ -48,6 +48,21 @@ def test_one_image_on_an_idle_server_is_run_at_once_with_the_cores_to_itself() -
     asyncio.run(main())
 
 
+def test_a_learner_that_a_cascade_did_not_ask_has_no_choice() -> None:
+    class Cascade(Noting):
+        def classify(self, images: Pixels, *, alone: bool) -> Answer:
+            answer = super().classify(images, alone=alone)
+            answer.votes[images[:, 0, 0, 0] == 1, 1] = 0
+            return answer
+
+    async def main() -> None:
+        batcher = Batcher(16, 1, PATIENCE_S)
+        results = await asyncio.gather(*submit(batcher, Cascade(), 1, 2))
+        assert [result.choices for result in results] == [[1, None], [2, 2]]
+
+    asyncio.run(main())
+
+
 def test_an_image_waits_for_those_that_are_being_decoded() -> None:
     async def main() -> None:
         model, batcher = Noting(), Batcher(16, 1, PATIENCE_S)
