@@ -148,10 +148,10 @@ def _run(batch: list[_Item], alone: bool) -> list[Result]:
     answer = batch[0].model.classify(np.stack([item.pixels for item in batch]), alone=alone)
     METRICS.batch_size.observe(len(batch))
     METRICS.inference_seconds.observe(time.perf_counter() - start)
-    return _results(answer)
+    return split(answer)
 
 
-def _results(answer: Answer) -> list[Result]:
+def split(answer: Answer) -> list[Result]:
     """Split a batch's answer. What takes numpy is done for all images at once: a call costs more than its work."""
     orders = np.argsort(-answer.probabilities, axis=1, kind="stable")
     choices = answer.votes.argmax(axis=2).astype(object)

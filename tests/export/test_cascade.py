@@ -22,7 +22,7 @@ from export.fusion import fuse
 from export.gate import Judge
 from export.graph import build_learner_graph
 from export.thresholds import NEVER_SURE, choose_cascade
-from serving.batcher import Result
+from serving.batcher import split
 from serving.protocol import Options, image_result
 from serving.runtime import Model
 from tailstack.artifact import Artifact
@@ -207,9 +207,9 @@ def test_the_file_describes_its_cascade_and_what_it_costs(cascade_file: tuple[Pa
 def test_the_server_takes_it_and_lists_the_votes_that_were_cast(cascade_file: tuple[Path, str]) -> None:
     model = Model.load(cascade_file[0], max_batch=4)
     answer = model.classify(pixels(12))
-    cast = answer.votes.any(axis=2)
+    cast, results = answer.votes.any(axis=2), split(answer)
     for image in range(12):
-        result = Result(answer.probabilities[image], answer.votes[image])
+        result = results[image]
         listed = image_result(model, result, Options()).learners or []
         names = [card.name for card, voted in zip(model.artifact.learners, cast[image], strict=True) if voted]
         assert [vote.learner for vote in listed] == names

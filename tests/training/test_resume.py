@@ -71,6 +71,7 @@ def test_a_stopped_run_reaches_the_same_weights(
 
 STOPPED = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 from tailstack.errors import run_command
 from training import learner
 from training.__main__ import main
