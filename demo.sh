@@ -10,7 +10,7 @@ python() { "$BIN/python" "$@"; }
 rm -rf runs/demo data/demo data/demo-imbalance-0.1
 say python -m training prepare digits --output data/demo --imbalance 0.1
 say python -m training fit --datastore data/demo-imbalance-0.1 --technique stacking-wl \
-    --resolution 48 --epochs 6 --output runs/demo
+    --resolution 48 --epochs 6 --batch_size 16 --output runs/demo
 say python -m export runs/demo --output models/demo.onnx
 say python benchmarks/eval.py --model models/demo.onnx --datastore data/demo-imbalance-0.1 --against torch
 
