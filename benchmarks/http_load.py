@@ -113,6 +113,7 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self.open = False
 
+    # asyncio declares any transport; a connection's is always this one.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
         self.open = True

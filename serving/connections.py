@@ -46,6 +46,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._in_body = False
 
+    # asyncio declares any transport; a connection's is always this one.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse a connection above the limit; else wait for its first request."""
         super().connection_made(transport)
