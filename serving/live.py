@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -63,6 +64,8 @@ class LiveModel:
         _show(new, 1)
         METRICS.reloads.labels("loaded").inc()
         logger.info("model %s replaces %s", new.version, old.version)
+        # Requests that began with the old model still hold it; under load that is for seconds.
+        weakref.finalize(old, self._clean_up).atexit = False
         return True
 
     async def watch(self) -> None:
@@ -82,6 +85,11 @@ class LiveModel:
     def close(self) -> None:
         """End the loading thread."""
         self._loader.shutdown(wait=False)
+
+    def _clean_up(self) -> None:
+        # RuntimeError: the server closed meanwhile, and its memory goes as a whole.
+        with suppress(RuntimeError):
+            self._loader.submit(_give_back_memory)
 
     def _load(self) -> Model:
         settings = self._settings
