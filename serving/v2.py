@@ -21,15 +21,14 @@ from tailstack.images import Pixels
 HEADER_LENGTH = "inference-header-content-length"
 _BINARY = {"type": "string", "format": "binary"}
 _MAX_OBJECTS = 1000
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {
-            "application/json": {
-                "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-            }
-        },
+V2_ERROR: dict[str, Any] = {
+    "application/json": {
+        "schema": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
     }
+}
+"""The body of the protocol's errors, as OpenAPI describes it."""
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": V2_ERROR}
     for status, text in {
         400: "malformed request",
         401: "no API key or a wrong one, where keys are set",

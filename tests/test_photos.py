@@ -3,17 +3,23 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
+from playwright.sync_api import expect, sync_playwright
 
+from benchmarks.predictors import OnnxModel
 from tailstack import datastore as datastores
+from tailstack.artifact import INPUT, PROBABILITIES
 from tailstack.datastore import Datastore
 from tests.conftest import ROOT
-from tests.serving.conftest import running
+from tests.serving.conftest import CHROMIUM, CHROMIUM_FLAGS, running
 
 pytestmark = pytest.mark.photos
 CLASSES = 10
@@ -77,13 +83,72 @@ def test_eval_measures_what_fit_reported(model: Path, run: Path, store: Datastor
     assert measured["accuracy"]["top1"] == pytest.approx(fitted["results"]["top1"], abs=1e-6)
 
 
-def test_the_server_gives_the_labels_of_the_file(model: Path, store: Datastore, tmp_path: Path) -> None:
-    from benchmarks.predictors import OnnxModel
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server of that model."""
+    with running(model, tmp_path_factory.mktemp("photos-server")) as server:
+        yield server.address
 
+
+@pytest.fixture(scope="module")
+def photo(store: Datastore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    path.write_bytes(store.test.read(0))
+    return path
+
+
+@pytest.fixture(scope="module")
+def probabilities(model: Path, store: Datastore) -> dict[str, float]:
+    """What the file itself says of the photo."""
+    file = OnnxModel.load(model, threads=1)
+    row = file.predict(store.test.decode(0, file.artifact.image_size)[None])[0]
+    return dict(zip(store.classes, row.tolist(), strict=True))
+
+
+def test_the_server_gives_the_labels_of_the_file(model: Path, store: Datastore, server: str) -> None:
     indices = np.linspace(0, len(store.test) - 1, ASKED).astype(int)
     file = OnnxModel.load(model, threads=1)
     pixels = np.stack([store.test.decode(int(index), file.artifact.image_size) for index in indices])
     expected = [store.classes[label] for label in file.predict(pixels).argmax(axis=1)]
-    with running(model, tmp_path) as server, httpx.Client(base_url=server.address, timeout=60) as client:
+    with httpx.Client(base_url=server, timeout=60) as client:
         answers = [client.post("/classify", files={"image": store.test.read(int(index))}).json() for index in indices]
     assert [answer["predictions"][0]["label"] for answer in answers] == expected
+
+
+def same(answer: dict[str, Any], probabilities: dict[str, float]) -> bool:
+    """Whether an answer of `/classify` for every class is what the file says."""
+    found = {prediction["label"]: prediction["probability"] for prediction in answer["predictions"]}
+    return found == pytest.approx(probabilities, abs=1e-4)
+
+
+def test_curl_classifies_a_photo(server: str, photo: Path, probabilities: dict[str, float]) -> None:
+    line = ["curl", "-sS", "-F", f"image=@{photo}", f"{server}/classify?top_k={CLASSES}"]
+    answer = json.loads(subprocess.run(line, capture_output=True, check=True).stdout)
+    assert same(answer, probabilities)
+
+
+def test_bentomls_client_classifies_a_photo(server: str, photo: Path, probabilities: dict[str, float]) -> None:
+    with bentoml.SyncHTTPClient(server) as client:
+        assert same(client.classify(image=photo, top_k=CLASSES), probabilities)
+
+
+def test_tritons_client_classifies_a_photo(
+    server: str, model: Path, store: Datastore, probabilities: dict[str, float]
+) -> None:
+    pixels = store.test.decode(0, OnnxModel.load(model, threads=1).artifact.image_size)[None]
+    tensor = triton.InferInput(INPUT, list(pixels.shape), "UINT8")
+    tensor.set_data_from_numpy(pixels)
+    with triton.InferenceServerClient(server.removeprefix("http://")) as client:
+        answer = client.infer("ensemble", [tensor])
+    assert answer.as_numpy(PROBABILITIES)[0] == pytest.approx(list(probabilities.values()), abs=1e-4)
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"the browser is needed: install {CHROMIUM}")
+def test_the_page_classifies_a_photo(server: str, photo: Path, probabilities: dict[str, float]) -> None:
+    label, probability = max(probabilities.items(), key=lambda item: item[1])
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS).new_page()
+        page.goto(server)
+        page.get_by_label("Choose pictures").set_input_files(photo)
+        best = page.get_by_role("list", name="Most probable classes").get_by_role("listitem").first
+        expect(best).to_have_text(f"{label}{100 * probability:.1f} %", timeout=30_000)

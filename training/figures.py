@@ -96,5 +96,5 @@ def short(name: str) -> str:
 
 
 def percent(axis: Axes, *, x: bool = False) -> None:
-    """Label an axis from 0 to 1 in percent."""
-    (axis.xaxis if x else axis.yaxis).set_major_formatter(PercentFormatter(1.0, decimals=0))
+    """Label an axis from 0 to 1 in percent, with the decimals that its range needs to tell the ticks apart."""
+    (axis.xaxis if x else axis.yaxis).set_major_formatter(PercentFormatter(1.0))

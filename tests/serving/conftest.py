@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 START_LIMIT_S = 120
 ADMIN_KEY = "the admin's"
 PATIENCE_S = 120

@@ -53,6 +53,13 @@ def test_every_route_is_in_it(server: str) -> None:
     assert {operation.ok().label for operation in document(server).get_all_operations()} == OPERATIONS
 
 
+def test_every_route_says_that_it_can_fail_and_takes_an_id(server: str) -> None:
+    for operations in web.get(f"{server}/docs.json").json()["paths"].values():
+        for operation in operations.values():
+            assert "500" in operation["responses"]
+            assert "x-request-id" in {parameter["name"] for parameter in operation["parameters"]}
+
+
 @pytest.mark.parametrize("label", sorted(OPERATIONS))
 def test_generated_requests_get_documented_answers(server: str, label: str) -> None:
     method, path = label.split()

@@ -11,10 +11,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import CLASSES, TRAIN_COUNTS, draw
-from tests.serving.conftest import running, web
+from tests.serving.conftest import CHROMIUM, CHROMIUM_FLAGS, running, web
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PHONE = {"width": 360, "height": 740}
 KEY = "a key for the page"
 
@@ -62,7 +60,7 @@ DROP = """(data) => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
 
