@@ -5,6 +5,7 @@ import ctypes
 import gc
 import logging
 import sys
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,8 @@ from serving.settings import ServerSettings
 from tailstack.errors import UserError
 
 logger = logging.getLogger("tailstack")
+_PARTS_FREED_S = 1.0
+"""By then a model's session is surely gone, once nothing holds the model."""
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -89,6 +92,8 @@ class LiveModel:
     def _clean_up(self) -> None:
         # RuntimeError: the server closed meanwhile, and its memory goes as a whole.
         with suppress(RuntimeError):
+            # Python calls this before it frees the model's parts, its session above all.
+            self._loader.submit(time.sleep, _PARTS_FREED_S)
             self._loader.submit(_give_back_memory)
 
     def _load(self) -> Model:
