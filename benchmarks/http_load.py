@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import uvloop
@@ -113,9 +113,9 @@ class _Connection(asyncio.Protocol):
         self._received = bytearray()
         self.open = False
 
-    # asyncio declares any transport; a connection's is always this one.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # asyncio declares any transport; a connection's is always this one.
+        self._transport = cast(asyncio.Transport, transport)
         self.open = True
 
     def ask(self, request: bytes) -> "asyncio.Future[str]":

@@ -63,10 +63,9 @@ def torch_predictor(model: OnnxModel, run: Path | None, threads: int) -> Predict
     Raises:
         UserError: there is no such run, or its weights are not those of the file.
     """
-    # Seconds to import, and not needed to measure a file alone.
-    import torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415 (seconds to import, and a file alone is measured without it)
 
-    from tailstack.network import load_ensemble  # noqa: PLC0415
+    from tailstack.network import load_ensemble  # noqa: PLC0415 (imports torch)
 
     run = run or Path(model.artifact.provenance["run"])
     record = RunRecord.load(run)

@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.http_load import Load, LoadReport, finish_load, run_load, start_load
 from benchmarks.served import Served, serve
@@ -126,9 +127,6 @@ def _reloads_loaded(metrics: str) -> int:
 
 
 def _draw(answered: LoadReport, watch: Watch, path: Path) -> None:
-    # Seconds to import, and not needed without a soak.
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     figure = Figure(figsize=(9, 7), layout="constrained")
     memory, latency, failures = figure.subplots(3, 1, sharex=True)
     for number, pid in enumerate(dict.fromkeys(pid for _, sizes in watch.memory for pid in sizes)):

@@ -38,8 +38,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     # Torch takes seconds to import: a mistake in the flags is answered before.
-    from export.cheaper import Wanted  # noqa: PLC0415
-    from export.export import export  # noqa: PLC0415
+    from export.cheaper import Wanted
+    from export.export import export
 
     wanted = Wanted(arguments.cascade, arguments.precision, arguments.max_accuracy_drop)
     export(arguments.run, arguments.output, wanted)

@@ -51,7 +51,7 @@ def _export(network: torch.nn.Module, image_size: Size, outputs: list[str]) -> o
     for module in network.modules():
         # Same answers in half the time: torch's exporter is slow on operators that work in place.
         if hasattr(module, "inplace"):
-            setattr(module, "inplace", False)  # noqa: B010 (mypy takes a module's attributes for modules)
+            setattr(module, "inplace", False)  # noqa: B010 (torch declares every attribute a tensor or a module, so mypy refuses a plain False)
     try:
         with _quiet():
             program = torch.onnx.export(

@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import (
-    CalibrationDataReader,
     QDQQuantizer,
     QuantType,
     create_calibrator,
@@ -123,7 +122,9 @@ class _Learner:
         return quantized
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no types
+class _Reader:
+    """What ONNX Runtime takes for a `CalibrationDataReader`: by its abstract class, whatever has `get_next`."""
+
     def __init__(self, batches: Sequence[Pixels]) -> None:
         self._feeds = iter([{INPUT: images} for images in batches])
 

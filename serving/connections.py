@@ -6,7 +6,7 @@ BentoML starts uvicorn with no say in its HTTP protocol but the entry `auto` of 
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -24,13 +24,9 @@ KEEP_ALIVE_S = 75
 
 def guard_connections(settings: ServerSettings) -> None:
     """Let uvicorn use `GuardedProtocol`, with the limits of `settings`."""
-
-    class Configured(GuardedProtocol):
-        receive_timeout = settings.receive_timeout
-        max_connections = settings.max_connections
-
-    # A class where uvicorn's table has import strings is passed on by it as it is.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = Configured  # type: ignore[assignment]
+    GuardedProtocol.receive_timeout = settings.receive_timeout
+    GuardedProtocol.max_connections = settings.max_connections
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -46,10 +42,10 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._in_body = False
 
-    # asyncio declares any transport; a connection's is always this one.
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse a connection above the limit; else wait for its first request."""
-        super().connection_made(transport)
+        # asyncio declares any transport; a connection's is always this one.
+        super().connection_made(cast(asyncio.Transport, transport))
         self._wait()
         if len(self.connections) > self.max_connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: come back later")

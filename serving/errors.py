@@ -10,6 +10,11 @@ from tailstack.images import BrokenImageError, ImageError, ImageTooLargeError, U
 RETRY_AFTER_S = 1
 
 
+def speaks_v2(path: str) -> bool:
+    """Return whether a route is one of the Open Inference Protocol's, which has its own body of errors."""
+    return path == "/v2" or path.startswith("/v2/")
+
+
 class ErrorDetail(BaseModel):
     """Why a request failed."""
 
@@ -47,7 +52,7 @@ class RequestError(Exception):
         headers = {"retry-after": str(RETRY_AFTER_S)} if overloaded else {}
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
-        if path == "/v2" or path.startswith("/v2/"):
+        if speaks_v2(path):
             return JSONResponse({"error": str(self)}, self.status, headers)
         return JSONResponse(ErrorResponse(error=self.detail()).model_dump(), self.status, headers)
 

@@ -14,7 +14,7 @@ if _DIRECTORY:
 else:
     os.environ.pop(_MULTIPROCESS_VARIABLE, None)
 
-from prometheus_client import (  # noqa: E402
+from prometheus_client import (  # noqa: E402 (reads the variable set above when it is imported)
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
@@ -74,7 +74,7 @@ def render() -> bytes:
     if not _DIRECTORY:
         return bytes(generate_latest(REGISTRY))
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # prometheus_client's own omission
+    multiprocess.MultiProcessCollector(registry)
     return bytes(generate_latest(registry))
 
 

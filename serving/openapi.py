@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.edge import REQUEST_ID
+from serving.errors import speaks_v2
 from serving.keys import ADMIN_PATHS, is_open
 from serving.v2 import V2_ERROR
 
@@ -44,7 +45,7 @@ def document(app: FastAPI, *, locked: bool) -> dict[str, Any]:
 
 
 def _error_body(path: str) -> dict[str, Any]:
-    if path == "/v2" or path.startswith("/v2/"):
+    if speaks_v2(path):
         return V2_ERROR
     return {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}}
 

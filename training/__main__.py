@@ -90,19 +90,19 @@ def _add_config(parser: ArgumentParser) -> None:
 
 
 def _prepare(values: dict[str, Any], _given: Collection[str]) -> None:
-    from training.prepare import prepare  # noqa: PLC0415
+    from training.prepare import prepare
 
     prepare(PrepareSettings(**values))
 
 
 def _fit(values: dict[str, Any], given: Collection[str]) -> None:
-    from training.fit import fit  # noqa: PLC0415
+    from training.fit import fit
 
     fit(FitSettings(**values), given=given)
 
 
 def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
-    from training.compare import compare  # noqa: PLC0415
+    from training.compare import compare
 
     own = {item.name: values.pop(item.name) for item in fields(CompareSettings)}
     settings = CompareSettings(**own)
@@ -110,7 +110,7 @@ def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
 
 
 def _sweep(values: dict[str, Any], _given: Collection[str]) -> None:
-    from training.sweep import sweep  # noqa: PLC0415
+    from training.sweep import sweep
 
     settings = SweepSettings(**{item.name: values.pop(item.name) for item in fields(SweepSettings)})
     lists = {name: value for name, value in values.items() if isinstance(value, list) and name != "tau"}
@@ -123,7 +123,7 @@ def _sweep(values: dict[str, Any], _given: Collection[str]) -> None:
 
 
 def _report(values: dict[str, Any], _given: Collection[str]) -> None:
-    from training.report import report  # noqa: PLC0415
+    from training.report import report
 
     print(report(values["folder"]))
 

@@ -32,10 +32,10 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
     connect(settings.cluster)
     try:
         cpus = settings.cpus_per_learner or 1
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes()), default=0)  # type: ignore[no-untyped-call]
+        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes()), default=0)
         if cpus > most:
             raise UserError(f"--cpus_per_learner is {cpus}, and the cluster's largest machine has {most:g} core(s)")
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0  # type: ignore[no-untyped-call] # Ray's own omission
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES)(_train)
         shared = ray.put(data)
         absolute = [dataclasses.replace(task, folder=task.folder.resolve()) for task in tasks]

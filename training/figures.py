@@ -66,9 +66,9 @@ def drawing(path: Path, height: float, panels: int = 1, *, share_y: bool = True)
 
 def _save(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]  # matplotlib's own omission, as below
+    canvas.draw()
     # A palette makes a drawing a third as large; Pillow writes no time into the file.
-    drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    drawn = np.asarray(canvas.buffer_rgba())
     pixels = Image.fromarray(drawn).convert("RGB")
     small = pixels.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with whole_file(path) as part:

@@ -117,7 +117,7 @@ def _tuner(settings: SweepSettings, base: FitSettings, points: list[Point], outp
 
 
 def _has_gpu() -> bool:
-    return bool(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call] # Ray's own omission
+    return bool(ray.cluster_resources().get("GPU", 0))
 
 
 def _row(point: Point, result: Any, base: FitSettings, output: Path) -> dict[str, Any]:
