@@ -40,8 +40,7 @@ class TailstackService(Service[Any]):
 
 
 def _worker_app() -> ASGIApp:
-    # Only a worker has figures: metrics decides, when it is imported, how they are kept.
-    from serving.app import build_app  # noqa: PLC0415
+    from serving.app import build_app  # noqa: PLC0415 (its metrics decide at import how a worker keeps figures)
 
     settings = ServerSettings.from_environment()
     guard_connections(settings)

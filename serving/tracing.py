@@ -23,10 +23,10 @@ def open_provider(settings: ServerSettings) -> "TracerProvider | None":
         return None
     # Imported only where it is wanted: the exporter is an extra, and takes long to import.
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise UserError("TAILSTACK_OTLP_ENDPOINT needs the exporter: pip install 'tailstack[tracing]'") from error
     # Shut down by the app: uvicorn ends by the signal it got, and nothing that is registered with atexit runs.
@@ -39,6 +39,6 @@ def traced(app: ASGIApp, provider: "TracerProvider | None") -> ASGIApp:
     """Give `provider` a span of each request; without one, return `app` as it is."""
     if provider is None:
         return app
-    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls=_QUIET)

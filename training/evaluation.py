@@ -79,7 +79,7 @@ def evaluate_run(
 def predict(learner: Learner, pixels: PixelSource, count: int) -> npt.NDArray[np.float32]:
     """Return the softmax outputs of `learner` for images 0 to `count`, float32 `[count, classes]`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learner = learner.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    learner = learner.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch types device and memory_format apart
     with torch.inference_mode():
         outputs = [
             torch.softmax(learner(torch.from_numpy(pixels[key.indices]).to(device)), dim=1).cpu()

@@ -28,11 +28,11 @@ def find(name: str, kind: str) -> Manifest:
 
 
 def pod(name: str) -> Manifest:
-    return find(name, "Deployment")["spec"]["template"]  # type: ignore[no-any-return]
+    return find(name, "Deployment")["spec"]["template"]
 
 
 def container(name: str) -> Manifest:
-    return pod(name)["spec"]["containers"][0]  # type: ignore[no-any-return]
+    return pod(name)["spec"]["containers"][0]
 
 
 def variables(name: str) -> dict[str, Any]:

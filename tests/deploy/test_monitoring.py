@@ -51,12 +51,12 @@ def shown(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def alerts() -> list[dict[str, Any]]:
     (group,) = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yaml").read_text())["groups"]
-    return group["rules"]  # type: ignore[no-any-return]
+    return group["rules"]
 
 
 def panels() -> list[dict[str, Any]]:
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
-    return dashboard["panels"]  # type: ignore[no-any-return]
+    return dashboard["panels"]
 
 
 def queries() -> Iterator[tuple[str, str]]:

@@ -47,14 +47,14 @@ class Small(nn.Module):
         pixels = images.permute(0, 3, 1, 2).float() / 64 - 2
         size = (self.resolution, self.resolution)
         pixels = nn.functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        return self.head(self.convolution(pixels).relu().amax((2, 3))) * 3  # type: ignore[no-any-return]
+        return self.head(self.convolution(pixels).relu().amax((2, 3))) * 3
 
 
 @pytest.fixture(scope="module")
 def small_learners() -> tuple[list[Small], list[onnx.ModelProto]]:
     torch.manual_seed(0)
     networks = [Small(resolution).eval() for resolution in (16, 32, 20, 40, 12, 32, 24, 48)]
-    return networks, [build_learner_graph(network, (SIZE, SIZE)) for network in networks]  # type: ignore[arg-type]
+    return networks, [build_learner_graph(network, (SIZE, SIZE)) for network in networks]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def pixels(count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
 def votes_of(networks: list[Small], images: npt.NDArray[np.uint8]) -> Array:
     with torch.inference_mode():
         logits = torch.stack([network(torch.from_numpy(images)) for network in networks], dim=1)
-    return torch.softmax(logits, dim=2).numpy()  # type: ignore[no-any-return]
+    return torch.softmax(logits, dim=2).numpy()
 
 
 def middling(votes: Array, blend: Blend, order: tuple[int, ...]) -> tuple[float, ...]:

@@ -197,7 +197,7 @@ def test_an_architecture_that_torch_cannot_export() -> None:
             return images.float().nonzero(), torch.linalg.eigvals(images.float()[..., :3, 0])
 
     with pytest.raises(UserError, match="torch can't export these architectures") as caught:
-        build_graph(Unexportable(), (4, 4))  # type: ignore[arg-type]
+        build_graph(Unexportable(), (4, 4))
     assert len(str(caught.value).splitlines()) == 1
 
 

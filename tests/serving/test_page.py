@@ -116,7 +116,7 @@ def test_a_chosen_picture_is_classified(page: Page, server: str, make_file: Make
     expect(classes).to_have_count(5)
     for item, prediction in zip(classes.all(), answer["predictions"], strict=True):
         expect(item).to_have_text(f"{prediction['label']}{100 * prediction['probability']:.1f} %")
-        width = item.locator(".fill").bounding_box()["width"] / item.locator(".track").bounding_box()["width"]  # type: ignore[index]
+        width = item.locator(".fill").bounding_box()["width"] / item.locator(".track").bounding_box()["width"]
         assert width == pytest.approx(prediction["probability"], abs=0.02)
     votes = card.get_by_role("list", name="Votes of the learners").get_by_role("listitem")
     for item, vote in zip(votes.all(), answer["learners"], strict=True):
@@ -215,7 +215,7 @@ def test_everything_has_a_name(page: Page, make_file: MakeFile) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_its_background(page: Page, make_file: MakeFile, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme=scheme)
     broken = make_file("broken.png")
     broken.write_bytes(broken.read_bytes()[:-2000])
     page.get_by_label("Choose pictures").set_input_files([make_file("disc.png"), broken])
@@ -226,7 +226,7 @@ def test_text_stands_out_from_its_background(page: Page, make_file: MakeFile, sc
 
 
 def test_a_phone_needs_no_scrolling_sideways(page: Page, make_file: MakeFile) -> None:
-    page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+    page.set_viewport_size(PHONE)
     long = make_file("a-very-long-name-without-a-place-to-break-it" * 3 + ".png")
     page.get_by_label("Choose pictures").set_input_files(long)
     expect(page.get_by_role("article").get_by_role("listitem").first).to_be_visible()

@@ -18,7 +18,7 @@ from training.techniques import TECHNIQUES, completed, plan_learners
 
 
 def settings(**values: object) -> FitSettings:
-    return FitSettings(datastore=Path("d"), output=Path("o"), **values)  # type: ignore[arg-type]
+    return FitSettings(datastore=Path("d"), output=Path("o"), **values)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ COUNTS = np.array([100, 25, 4])
 
 def loss_of(name: Loss, factors: list[float] | None = None, **values: float) -> LongTailLoss:
     chosen = {"beta": 0.5, "tau": 1.0, "weights_from": 0, **values}
-    return make_loss(name, COUNTS, None if factors is None else np.array(factors, dtype=np.float32), **chosen)  # type: ignore[arg-type]
+    return make_loss(name, COUNTS, None if factors is None else np.array(factors, dtype=np.float32), **chosen)
 
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.5, 0.0, 0.25]])
