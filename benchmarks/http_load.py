@@ -28,12 +28,20 @@ _PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
+class Body:
+    """What a request brings."""
+
+    content_type: str
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Load:
     """What is sent: so many requests at a time, or so many a second."""
 
     port: int
     image: str
-    """File of the picture."""
+    """File of the picture; of the whole body, where there is a `content_type`."""
     seconds: float = 0.0
     """How long; 0 goes by `requests`."""
     requests: int = 0
@@ -42,6 +50,10 @@ class Load:
     """Requests under way at a time, each over a connection of its own; not used where there is a `rate`."""
     rate: float = 0.0
     """Requests a second, whether or not those before are answered; 0 waits for them."""
+    path: str = "/classify"
+    """Where it is sent."""
+    content_type: str = ""
+    """Of the body; empty makes a form of the picture."""
 
 
 @dataclass
@@ -213,17 +225,25 @@ class _Sender:
         self.report.failures.append((time.perf_counter() - self._begin, kind))
 
 
+def form(picture: bytes, field: str = "image") -> Body:
+    """Return a form with a picture, as curl and browsers send it."""
+    head = f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="{field}"; filename="picture.jpg"\r\n'
+    head += "content-type: image/jpeg\r\n\r\n"
+    content = head.encode() + picture + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return Body(f"multipart/form-data; boundary={_BOUNDARY}", content)
+
+
 def _request(load: Load) -> bytes:
-    """Return the bytes of a form with the picture, as curl and browsers send it."""
-    head = f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="image"; filename="picture.jpg"\r\n\r\n'
-    body = head.encode() + Path(load.image).read_bytes() + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    """Return the bytes of a request."""
+    content = Path(load.image).read_bytes()
+    body = Body(load.content_type, content) if load.content_type else form(content)
     lines = (
-        "POST /classify HTTP/1.1",
+        f"POST {load.path} HTTP/1.1",
         f"host: 127.0.0.1:{load.port}",
-        f"content-type: multipart/form-data; boundary={_BOUNDARY}",
-        f"content-length: {len(body)}",
+        f"content-type: {body.content_type}",
+        f"content-length: {len(body.content)}",
     )
-    return "\r\n".join(lines).encode() + _HEAD_END + body
+    return "\r\n".join(lines).encode() + _HEAD_END + body.content
 
 
 def _cpu_seconds() -> float:

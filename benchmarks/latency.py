@@ -42,9 +42,13 @@ class Timing:
         p50, p90, p99 = np.percentile(np.concatenate(self.rounds) * 1e3, [50, 90, 99])
         return Percentiles(p50=float(p50), p90=float(p90), p99=float(p99))
 
+    def rates(self) -> list[float]:
+        """Return images per second of each round, one batch after the other."""
+        return [self.batch * len(calls) / sum(calls) for calls in self.rounds]
+
     def images_per_second(self) -> float:
-        """Return the median over rounds of images per second, one batch after the other."""
-        return statistics.median(self.batch * len(calls) / sum(calls) for calls in self.rounds)
+        """Return the median of `rates`."""
+        return statistics.median(self.rates())
 
     def speed_over(self, other: "Timing") -> float:
         """Return how many times as fast as `other` this is: the median over rounds, each with its own medians."""

@@ -69,7 +69,7 @@ def serve(model: Path, threads: int, workers: int = 1) -> Iterator[Served]:
     Raises:
         UserError: it doesn't get ready; the message has the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     command = [str(Path(sys.executable).with_name("bentoml")), "serve", "--host", "127.0.0.1", "--port", str(port)]
     environment = {
         **os.environ,
@@ -94,16 +94,26 @@ def serve(model: Path, threads: int, workers: int = 1) -> Iterator[Served]:
 def _gets_ready(process: "subprocess.Popen[bytes]", port: int, start: float) -> bool:
     while time.perf_counter() - start < START_LIMIT_S and process.poll() is None:
         with contextlib.suppress(OSError):
-            if _get(port, "/readyz")[0] == OK:
+            if get_status(port, "/readyz") == OK:
                 return True
         time.sleep(_LOOK_S)
     return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port on which nobody listens yet."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def get_status(port: int, path: str) -> int:
+    """Return the status that a GET is answered with.
+
+    Raises:
+        OSError: nobody listens, or the connection breaks.
+    """
+    return _get(port, path)[0]
 
 
 def _get(port: int, path: str) -> tuple[int, str]:

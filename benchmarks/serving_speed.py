@@ -7,7 +7,6 @@ a round's pair. The load comes from a process on the same cores; figures "withou
 that this process took. `--soak MINUTES` adds what `benchmarks.serving_soak` describes.
 """
 
-import io
 import os
 import statistics
 import tempfile
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from PIL import Image
 from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.http_load import Load, LoadReport, run_load
 from benchmarks.in_process import InProcess
 from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
 from benchmarks.served import Served, serve
 from benchmarks.serving_report import markdown
@@ -33,8 +32,6 @@ from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, write_json, write_text
 from tailstack.progress import track
 
-PICTURE = (500, 375)
-"""Width and height of the picture that is made where none is given: what photos in collections have."""
 WARM_UP = 64
 
 
@@ -88,7 +85,7 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
     threads = settings.threads or cores
     model = OnnxModel.load(settings.model, threads)
     with tempfile.TemporaryDirectory() as folder:
-        image = settings.image or _make_picture(Path(folder))
+        image = settings.image or make_picture(Path(folder))
         reference = InProcess(model, image.read_bytes())
         ready = [_time_start(settings.model, threads) for _ in range(settings.starts - 1)]
         with serve(settings.model, threads) as served:
@@ -171,20 +168,6 @@ def _latency(turns: list[Turn]) -> dict[str, Any]:
 def _time_start(model: Path, threads: int) -> float:
     with serve(model, threads) as served:
         return served.ready_s
-
-
-def _make_picture(folder: Path) -> Path:
-    """Write a JPEG with as much detail, and so as many bytes, as a photo of its size (28 KB)."""
-    rng = np.random.default_rng(0)
-    width, height = PICTURE
-    coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize(PICTURE, Image.Resampling.BICUBIC))
-    pixels = smooth + rng.normal(0, 4, smooth.shape)
-    stream = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=75)
-    path = folder / "picture.jpg"
-    path.write_bytes(stream.getvalue())
-    return path
 
 
 def main() -> None:

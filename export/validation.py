@@ -71,9 +71,11 @@ def learner_votes(learners: Sequence[onnx.ModelProto], split: Split, size: Size,
 class Voters:
     """Learners' graphs, one session each."""
 
-    def __init__(self, learners: Sequence[onnx.ModelProto]) -> None:
+    def __init__(self, learners: Sequence[onnx.ModelProto], threads: int = 0) -> None:
         # On the CPU, as torch: GPUs round the factors of convolutions (TF32).
-        self._sessions = [open_session(Path("learner"), "cpu", content=model.SerializeToString()) for model in learners]
+        self._sessions = [
+            open_session(Path("learner"), "cpu", threads, content=model.SerializeToString()) for model in learners
+        ]
 
     def vote(self, images: Pixels) -> Votes:
         """Map uint8 `[images, height, width, 3]` to float32 `[images, learners, classes]`."""

@@ -1,0 +1,148 @@
+"""Where we stand: the same file, photos, decoding and cores in what a user would pick instead, in one run, in turns.
+
+    python benchmarks/compare.py --model models/ensemble.onnx --datastore data/photos-imbalance-0.1
+
+In process: the exported file, a cheaper one of the same run, a session a learner, PyTorch eager and compiled, OpenVINO.
+Over HTTP: `bentoml serve` of ours beside the peers of `benchmarks.peers`, each installed from the package index into an
+environment of its own. Writes compare.json, compare.md and compare.png.
+"""
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser, set_parsing_settings
+from rich.console import Console
+from rich.markdown import Markdown
+
+from benchmarks import comparison_http as over_http
+from benchmarks import comparison_process as in_process
+from benchmarks.comparison_report import draw, markdown
+from benchmarks.comparison_rows import Row
+from benchmarks.evaluation import check_match
+from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.peers.registry import PEERS
+from benchmarks.picture import make_picture
+from benchmarks.predictors import OnnxModel
+from tailstack import datastore as datastores
+from tailstack.datastore import Split
+from tailstack.errors import UserError
+from tailstack.files import make_folder, write_json, write_text
+from tailstack.images import Pixels
+
+PHOTOS = 64
+"""Test photos, spread over the split, that are classified in process."""
+_QUIET_S = 3.0
+
+
+@dataclass
+class CompareSettings:
+    """Measure our file and our server beside what a user would pick instead."""
+
+    datastore: Path
+    """Folder whose test photos are classified in process."""
+    model: Path = Path("models/ensemble.onnx")
+    """The plain file."""
+    cheaper: Path | None = None
+    """A cheaper file of the same run, such as an int8 cascade, measured besides."""
+    run: Path | None = None
+    """Folder of the run with torch's weights; the default is the one that the file names."""
+    systems: list[str] = field(default_factory=lambda: list(PEERS))
+    """Servers beside ours; none leaves HTTP out."""
+    in_process: bool = True
+    """Whether to measure in process too."""
+    environments: Path = Path("runs/peers")
+    """Folder of the servers' virtual environments; what is there is used again."""
+    output: Path = Path("benchmarks/results")
+    """Folder for compare.json, compare.md and compare.png."""
+    rounds: int = 3
+    """Turns of each system."""
+    seconds: float = 5.0
+    """Length of a turn over HTTP; in process it is a fifth."""
+
+
+def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any], list[str]]:
+    """Measure, and return the rows, the machine and notes for the reader.
+
+    Raises:
+        UserError: a file, the run or the datastore is missing, a peer can't be installed or started, or one of them
+            answers something else than ours.
+    """
+    if settings.rounds < 1 or settings.seconds <= 0:
+        raise UserError("--rounds has to be 1 or more, and --seconds above 0")
+    cores = len(os.sched_getaffinity(0))
+    model = OnnxModel.load(settings.model, cores)
+    store = datastores.load(settings.datastore)
+    check_match(model.artifact, store)
+    rows: list[Row] = []
+    notes: list[str] = []
+    busy = _cores_of_others()
+    if settings.in_process:
+        photos = _photos(store.test, model)
+        systems = in_process.systems(model, settings.cheaper, settings.run, cores)
+        notes += in_process.agreement(systems, photos)
+        rows += in_process.measure(systems, photos, settings.rounds, settings.seconds / 5)
+    if settings.systems:
+        rows += _over_http(settings, cores)
+        notes.append(
+            "The picture is a JPEG of 500x375. The closed loop's load is wrk's; the open loop goes at "
+            f"{over_http.OPEN_SHARE:.0%} of what the slowest server manages, and counts a request's wait from when it "
+            "was due."
+        )
+    return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
+
+
+def _over_http(settings: CompareSettings, cores: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        picture = make_picture(Path(folder)).read_bytes()
+    servers = over_http.contestants(
+        settings.systems, settings.model, settings.cheaper, picture, settings.environments.resolve(), cores
+    )
+    over_http.check_answers(servers)
+    rows = over_http.measure_closed(servers, settings.rounds, settings.seconds)
+    capacity = over_http.capacity_of_weakest(rows)
+    return rows + over_http.measure_open(servers, capacity, settings.rounds, settings.seconds)
+
+
+def _photos(test: Split, model: OnnxModel) -> Pixels:
+    indices = np.unique(np.linspace(0, len(test) - 1, PHOTOS).astype(int))
+    return np.stack([test.decode(int(index), model.artifact.image_size) for index in indices])
+
+
+def _cores_of_others() -> float:
+    """Return how many cores are taken while nothing of ours runs: servers under measurement would count as others."""
+    others = OtherLoad()
+    time.sleep(_QUIET_S)
+    return round(others.cores(), 2)
+
+
+def main() -> None:
+    """Parse the command line, measure, print, and write the report."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        exit_on_error=False, prog="python benchmarks/compare.py", description=CompareSettings.__doc__
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
+    parser.add_class_arguments(CompareSettings, skip={"systems"})
+    parser.add_argument(
+        "--systems",
+        nargs="*",
+        default=list(PEERS),
+        choices=list(PEERS),
+        help="servers beside ours; none leaves HTTP out",
+    )
+    values = parser.parse_args().as_dict()
+    values.pop("config")
+    settings = CompareSettings(**values)
+    # A folder that can't be written is found before minutes of measuring.
+    output = make_folder(settings.output)
+    rows, machine, notes = run_comparison(settings)
+    text = markdown(rows, machine, notes)
+    Console().print(Markdown(text))
+    write_json(output / "compare.json", rows)
+    write_text(output / "compare.md", text)
+    draw(rows, output / "compare.png")

@@ -1,0 +1,207 @@
+"""Our server beside the peers', over HTTP: the same file, picture and cores, one server at a time, in turns."""
+
+import http.client
+import re
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+import tailstack
+from benchmarks.comparison_rows import HTTP, OPEN_LOOP, Row
+from benchmarks.http_load import OK, Body, Load, LoadReport, form, run_load
+from benchmarks.peer_server import Running, install, serve_peer, version
+from benchmarks.peers.registry import PEERS
+from benchmarks.served import serve
+from benchmarks.wrk import Closed, run_wrk
+from tailstack.errors import UserError
+from tailstack.progress import track
+
+OURS, CHEAPER = "tailstack", "tailstack, cheaper file"
+CONCURRENCIES = (1, 8, 32)
+OPEN_SHARE = 0.7
+"""Of the weakest server's capacity: the rate of the open loop."""
+WARM_UP_S = 1.0
+_LABEL = re.compile(r'label[\\":\s]+([^"\\]+)')
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One server, and how it is asked."""
+
+    name: str
+    version: str
+    serve: Callable[[], AbstractContextManager[Running]]
+    path: str
+    body: Body
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one server did in one turn of the closed loop."""
+
+    closed: Closed
+    server_cpu_ms: float
+    """A request."""
+
+
+def contestants(
+    names: Sequence[str], model: Path, cheaper: Path | None, picture: bytes, environments: Path, threads: int
+) -> list[Contestant]:
+    """Return the servers in question, ours first; what isn't installed yet is.
+
+    Args:
+        names: peers, of `PEERS`.
+        model: the file that all serve.
+        cheaper: a file that ours serves besides.
+        picture: a JPEG.
+        environments: folder of the peers' virtual environments.
+        threads: threads of one inference in ours; peers take what they take.
+
+    Raises:
+        UserError: a peer can't be installed.
+    """
+    ours = {OURS: model, **({CHEAPER: cheaper} if cheaper else {})}
+    found = [
+        Contestant(name, tailstack.__version__, partial(_serve_ours, file, threads), "/classify", form(picture))
+        for name, file in ours.items()
+    ]
+    for name in names:
+        peer = PEERS[name]
+        environment = install(peer, environments)
+        serving = partial(serve_peer, peer, environment, model)
+        found.append(Contestant(name, version(peer, environment), serving, peer.path, peer.body(picture)))
+    return found
+
+
+def check_answers(servers: Sequence[Contestant]) -> None:
+    """See that all servers of the same file give the picture the same label.
+
+    Raises:
+        UserError: one doesn't.
+    """
+    labels = {}
+    for server in track(servers, "Asking each server once", len(servers)):
+        with server.serve() as running:
+            labels[server.name] = _label(running.port, server)
+    different = {name: label for name, label in labels.items() if label != labels[OURS] and name != CHEAPER}
+    if different:
+        raise UserError(f"{OURS} answers {labels[OURS]!r}, but {different}: they don't do the same work")
+
+
+def measure_closed(servers: Sequence[Contestant], rounds: int, seconds: float) -> list[Row]:
+    """Measure every server at each concurrency, in turns."""
+    turns: dict[tuple[str, int], list[Turn]] = {(server.name, c): [] for server in servers for c in CONCURRENCIES}
+    for server in track(_in_turns(servers, rounds), "Closed loop", rounds * len(servers)):
+        with server.serve() as running:
+            for concurrency in CONCURRENCIES:
+                turns[server.name, concurrency].append(_closed_turn(running, server, concurrency, seconds))
+    rows = []
+    for server in servers:
+        for concurrency in CONCURRENCIES:
+            own, ours = turns[server.name, concurrency], turns[OURS, concurrency]
+            rows.append(_closed_row(server, concurrency, own, ours))
+    return rows
+
+
+def measure_open(servers: Sequence[Contestant], capacity: float, rounds: int, seconds: float) -> list[Row]:
+    """Measure how long every server takes at `OPEN_SHARE` of a `capacity` in requests per second, in turns."""
+    rate = max(1.0, round(OPEN_SHARE * capacity))
+    reports: dict[str, list[tuple[LoadReport, float]]] = {server.name: [] for server in servers}
+    for server in track(_in_turns(servers, rounds), f"Open loop, {rate:g} a second", rounds * len(servers)):
+        with tempfile.NamedTemporaryFile() as file, server.serve() as running:
+            file.write(server.body.content)
+            file.flush()
+            load = partial(
+                Load, running.port, file.name, rate=rate, path=server.path, content_type=server.body.content_type
+            )
+            run_load(load(seconds=WARM_UP_S))
+            before = running.cpu_seconds()
+            report = run_load(load(seconds=seconds))
+            reports[server.name].append((report, running.cpu_seconds() - before))
+    return [_open_row(server, rate, reports[server.name], reports[OURS]) for server in servers]
+
+
+def capacity_of_weakest(rows: Sequence[Row]) -> float:
+    """Return requests per second of the slowest server at the highest concurrency."""
+    return min(row["images_per_second"] for row in rows if row["batch_or_concurrency"] == max(CONCURRENCIES))
+
+
+def _in_turns(servers: Sequence[Contestant], rounds: int) -> Iterator[Contestant]:
+    """Yield every server once a round, each round beginning with another one."""
+    for number in range(rounds):
+        start = number % len(servers)
+        yield from [*servers[start:], *servers[:start]]
+
+
+@contextmanager
+def _serve_ours(model: Path, threads: int) -> Iterator[Running]:
+    with serve(model, threads) as served:
+        yield Running(served.port, psutil.Process(served.process.pid))
+
+
+def _label(port: int, server: Contestant) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", server.path, server.body.content, {"content-type": server.body.content_type})
+        response = connection.getresponse()
+        text = response.read().decode()
+    finally:
+        connection.close()
+    found = _LABEL.search(text)
+    if response.status != OK or found is None:
+        raise UserError(f"{server.name} answered {response.status}: {text[:300]}")
+    return found.group(1)
+
+
+def _closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
+    run_wrk(running.port, server.path, server.body, concurrency, WARM_UP_S)
+    before = running.cpu_seconds()
+    closed = run_wrk(running.port, server.path, server.body, concurrency, seconds)
+    if closed.failures:
+        print(f"{server.name}: {closed.failures} requests failed at concurrency {concurrency}", flush=True)
+    answered = max(1.0, closed.images_per_second * closed.seconds)
+    return Turn(closed, 1e3 * (running.cpu_seconds() - before) / answered)
+
+
+def _closed_row(server: Contestant, concurrency: int, own: Sequence[Turn], ours: Sequence[Turn]) -> Row:
+    rates = [turn.closed.images_per_second for turn in own]
+    pairs = zip(rates, (turn.closed.images_per_second for turn in ours), strict=True)
+    return Row(
+        where=HTTP,
+        system=server.name,
+        version=server.version,
+        batch_or_concurrency=concurrency,
+        images_per_second=statistics.median(rates),
+        p50_ms=statistics.median(turn.closed.p50_ms for turn in own),
+        p99_ms=statistics.median(turn.closed.p99_ms for turn in own),
+        server_cpu_ms_per_request=statistics.median(turn.server_cpu_ms for turn in own),
+        relative_to_ours=statistics.median(rate / base for rate, base in pairs),
+    )
+
+
+def _open_row(
+    server: Contestant, rate: float, own: Sequence[tuple[LoadReport, float]], ours: Sequence[tuple[LoadReport, float]]
+) -> Row:
+    answered = sum(len(report.answers) for report, _ in own)
+    if not answered:
+        raise UserError(f"{server.name} answered none of {rate:g} requests a second: {own[0][0].failed()}")
+    p50, p99 = np.percentile(np.concatenate([report.milliseconds() for report, _ in own]), [50, 99])
+    rates = [report.rate for report, _ in own]
+    return Row(
+        where=OPEN_LOOP,
+        system=server.name,
+        version=server.version,
+        batch_or_concurrency=rate,
+        images_per_second=statistics.median(rates),
+        p50_ms=float(p50),
+        p99_ms=float(p99),
+        server_cpu_ms_per_request=1e3 * sum(cpu for _, cpu in own) / answered,
+        relative_to_ours=statistics.median(a / b.rate for a, (b, _) in zip(rates, ours, strict=True)),
+    )

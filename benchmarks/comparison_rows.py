@@ -1,0 +1,24 @@
+"""The table of `compare.py`: one row for each system and batch size, concurrency or rate."""
+
+from typing import TypedDict
+
+IN_PROCESS, HTTP, OPEN_LOOP = "in process", "http", "http, open loop"
+
+
+class Row(TypedDict):
+    """One system, measured one way; medians over the rounds."""
+
+    where: str
+    """`in process`, `http` (closed loop) or `http, open loop`."""
+    system: str
+    version: str
+    batch_or_concurrency: float
+    """Images a batch, requests under way at a time, or, in the open loop, requests a second."""
+    images_per_second: float
+    p50_ms: float
+    """Of a batch or a request."""
+    p99_ms: float
+    server_cpu_ms_per_request: float | None
+    """Processor time of the server and of all that it started; None in process."""
+    relative_to_ours: float
+    """Images per second beside ours, the median of the rounds' ratios."""

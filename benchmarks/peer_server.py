@@ -1,0 +1,129 @@
+"""A peer under measurement: its own virtual environment, made once, and its own process."""
+
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.peers.registry import RUNTIME, Peer
+from benchmarks.served import START_LIMIT_S, free_port, get_status
+from tailstack.errors import UserError
+
+FOLDER = Path(__file__).with_name("peers")
+"""Working directory of the peers, and where they find their modules."""
+_DONE = ".installed"
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready."""
+
+    port: int
+    process: psutil.Process
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time so far of the server and of all that it started."""
+        total = 0.0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+def install(peer: Peer, environments: Path) -> Path:
+    """Return the folder of the peer's virtual environment, made where there is none yet.
+
+    Its ONNX Runtime, numpy and Pillow are of the versions installed here.
+
+    Raises:
+        UserError: pip can't install it.
+    """
+    folder = environments / peer.environment
+    if (folder / _DONE).exists():
+        return folder
+    print(f"Installing {peer.environment} into {folder} …", flush=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    pinned = [f"{name}=={importlib.metadata.version(name)}" for name in RUNTIME]
+    # What a peer needs decides; else it could not be installed at all.
+    if subprocess.run([*pip, *peer.packages, *pinned], check=False, capture_output=True).returncode:
+        done = subprocess.run([*pip, *peer.packages, *RUNTIME], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{peer.environment} can't be installed: {done.stderr.strip()[-500:]}")
+    (folder / _DONE).touch()
+    return folder
+
+
+def version(peer: Peer, environment: Path) -> str:
+    """Return the version of the peer that is installed."""
+    name = peer.packages[0].partition("[")[0]
+    code = f"import importlib.metadata; print(importlib.metadata.version({name!r}))"
+    command = [str(environment / "bin" / "python"), "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextmanager
+def serve_peer(peer: Peer, environment: Path, model: Path) -> Iterator[Running]:
+    """Run a peer until the block ends.
+
+    Raises:
+        UserError: it doesn't get ready; the message has the end of its log.
+    """
+    port = free_port()
+    ports = {"port": port, "other_port": free_port(), "third_port": free_port()}
+    program, *arguments = (part.format(port=port) for part in peer.command)
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile("w+") as log:
+        variables = {
+            **os.environ,
+            "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(FOLDER),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MODEL": str(model.resolve()),
+            "PORT": str(port),
+            **{name: value.format(home=home, **ports) for name, value in peer.variables.items()},
+        }
+        process = subprocess.Popen(
+            [str(environment / "bin" / program), *arguments], cwd=FOLDER, env=variables, stdout=log, stderr=log
+        )
+        running = Running(port, psutil.Process(process.pid))
+        try:
+            if not _gets_ready(process, port, peer.ready):
+                log.seek(0)
+                raise UserError(f"{peer.packages[0]} did not get ready: {log.read()[-1500:]}")
+            yield running
+        finally:
+            _stop(running.process)
+            process.wait()
+
+
+def _gets_ready(process: "subprocess.Popen[bytes]", port: int, path: str) -> bool:
+    end = time.perf_counter() + START_LIMIT_S
+    while time.perf_counter() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            if get_status(port, path) == 200:
+                return True
+        time.sleep(_LOOK_S)
+    return False
+
+
+def _stop(process: psutil.Process) -> None:
+    """End a server and all that it started, gently first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*process.children(recursive=True), process]
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=10)
+        for survivor in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                survivor.kill()
+        psutil.wait_procs(left, timeout=5)

@@ -1,0 +1,39 @@
+"""Ray Serve, with a FastAPI ingress and its batching: up to 16 requests that arrive within 5 ms."""
+
+import os
+from typing import Annotated
+
+from fastapi import FastAPI, File
+from ray import serve
+from shared import Classifier
+
+api = FastAPI()
+
+
+@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 1})
+@serve.ingress(api)
+class Ingress:
+    """Decodes pictures, and classifies them in batches."""
+
+    def __init__(self):
+        self.classifier = Classifier()
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
+    async def predict(self, images):
+        """Classify a batch."""
+        return self.classifier.predict(images)
+
+    @api.get("/ready")
+    def ready(self) -> bool:
+        """Answer once the model is loaded."""
+        return True
+
+    @api.post("/classify")
+    async def classify(self, image: Annotated[bytes, File()]) -> dict:
+        """Classify a picture."""
+        return {"predictions": await self.predict(self.classifier.open(image))}
+
+
+if __name__ == "__main__":
+    serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
+    serve.run(Ingress.bind(), blocking=True)

@@ -1,0 +1,123 @@
+"""The comparison on a small model: peers do the same work, and every row is of the system and load that it names."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import comparison_process
+from benchmarks.comparison_http import (
+    CONCURRENCIES,
+    OURS,
+    Contestant,
+    capacity_of_weakest,
+    check_answers,
+    contestants,
+    measure_closed,
+    measure_open,
+)
+from benchmarks.comparison_report import draw, markdown
+from benchmarks.comparison_rows import Row
+from benchmarks.http_load import form
+from benchmarks.machine import describe_machine
+from benchmarks.peer_server import install
+from benchmarks.peers.registry import PEERS
+from benchmarks.picture import make_picture
+from benchmarks.predictors import OnnxModel
+from tailstack.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk makes the load: apt-get install wrk")
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' own environment in the place of FastAPI's: it has all that this peer needs."""
+    folder = tmp_path_factory.mktemp("environments")
+    (folder / "fastapi").symlink_to(sys.prefix)
+    Path(sys.prefix, ".installed").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(tiny_model: Path, environments: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Contestant]:
+    picture = make_picture(tmp_path_factory.mktemp("picture")).read_bytes()
+    return contestants(["fastapi"], tiny_model, None, picture, environments, threads=1)
+
+
+@pytest.fixture(scope="module")
+def rows(servers: list[Contestant]) -> list[Row]:
+    check_answers(servers)
+    closed = measure_closed(servers, rounds=1, seconds=1)
+    return closed + measure_open(servers, min(40.0, capacity_of_weakest(closed)), rounds=1, seconds=1)
+
+
+@needs_wrk
+def test_every_server_is_measured_at_every_load(rows: list[Row]) -> None:
+    closed = {(row["system"], row["batch_or_concurrency"]) for row in rows if row["where"] == "http"}
+    assert closed == {(name, concurrency) for name in (OURS, "fastapi") for concurrency in CONCURRENCIES}
+    opened = [row for row in rows if row["where"] == "http, open loop"]
+    assert {row["system"] for row in opened} == {OURS, "fastapi"}
+    assert len({row["batch_or_concurrency"] for row in opened}) == 1
+    for row in rows:
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert row["images_per_second"] > 0
+        assert row["server_cpu_ms_per_request"]
+        assert row["system"] != OURS or row["relative_to_ours"] == 1
+
+
+def test_a_server_that_answers_something_else_is_refused(servers: list[Contestant]) -> None:
+    ours, peer = servers
+    broken = replace(peer, body=form(b"no picture"))
+    with pytest.raises(UserError, match="fastapi answered 500"):
+        check_answers([ours, broken])
+
+
+def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
+    broken = replace(PEERS["fastapi"], environment="none", packages=("tailstack-has-no-such-peer",))
+    with pytest.raises(UserError, match="none can't be installed"):
+        install(broken, tmp_path)
+
+
+def test_in_process_every_system_answers_as_the_file(tiny_model: Path, tiny_run: Path) -> None:
+    model = OnnxModel.load(tiny_model, 1)
+    systems = comparison_process.systems(model, tiny_model, tiny_run, 1)
+    # Compiling takes a minute, and is torch's own matter.
+    systems.pop("torch, compiled")
+    height, width = model.artifact.image_size
+    photos = np.random.default_rng(0).integers(0, 256, (16, height, width, 3), dtype=np.uint8)
+    expected = model.predict(photos)
+    for name, predict in systems.items():
+        np.testing.assert_allclose(predict(photos), expected, atol=0.2 if "bf16" in name else 1e-4)  # bf16 has 8 bits
+    rows = comparison_process.measure(systems, photos, rounds=1, seconds=0.0)
+    assert [(row["system"], row["batch_or_concurrency"]) for row in rows] == [
+        (name, batch) for batch in comparison_process.BATCHES for name in systems
+    ]
+    assert "100.0%" in comparison_process.agreement(systems, photos)[0]
+
+
+@needs_wrk
+def test_the_page_and_the_figure_show_every_system(rows: list[Row], tmp_path: Path) -> None:
+    page = markdown(rows, {**describe_machine("CPUExecutionProvider", 1), "cores_of_others": 0.0}, ["A note."])
+    assert page.count("| fastapi |") == len(CONCURRENCIES) + 1
+    assert "A note." in page
+    draw(rows, tmp_path / "compare.png")
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(json.dumps(rows)) == rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--systems", "triton"], "invalid choice"), (["--rounds", "0"], "--rounds"), (["--model", "none.onnx"], "none")],
+)
+def test_mistakes_are_named(flags: list[str], message: str, tiny_datastore: Path, tiny_model: Path) -> None:
+    command = [sys.executable, "benchmarks/compare.py", "--datastore", str(tiny_datastore), "--model", str(tiny_model)]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
