@@ -25,7 +25,7 @@ from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, write_json, write_text
 from tailstack.images import Pixels, peek_size
-from tailstack.metrics import Accuracy, evaluate
+from tailstack.metrics import Accuracy, Labels, SetFigures, evaluate, set_figures
 from tailstack.progress import track
 
 BATCHES = (1, 8, 32)
@@ -83,6 +83,7 @@ def run_evaluation(settings: EvalSettings) -> dict[str, Any]:
     own = {batch: timing["onnx"] for batch, timing in timings.items()}
     return {
         "accuracy": answers["onnx"].accuracy,
+        "prediction_sets": _set_figures(model.artifact, answers["onnx"].probabilities, store.test.labels),
         **timing_figures(own),
         "against": {
             name: {
@@ -142,6 +143,16 @@ def measure(
     turns = time_in_turns(systems, images, settings.rounds, settings.seconds)
     *_, timings = track(turns, f"Latency at batch {batch}", settings.rounds)
     return timings
+
+
+def _set_figures(artifact: Artifact, probabilities: Probabilities, labels: Labels) -> dict[str, SetFigures]:
+    """Return the figures of the file's prediction sets by the coverage that they state."""
+    card, counts = artifact.prediction_sets, np.array(artifact.class_counts)
+    if card is None:
+        return {}
+    return {
+        coverage: set_figures(card.members(coverage, probabilities), labels, counts) for coverage in card.thresholds
+    }
 
 
 def describe_model(model: OnnxModel, store: Datastore) -> dict[str, Any]:

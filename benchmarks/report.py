@@ -28,6 +28,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"technique {model['technique']}",
         table(("", *HEADLINES), _accuracy_rows(report), "Accuracy on the test split"),
         _fit_line(report),
+        *_set_sections(report),
         table(
             ("", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "onnx is faster by"),
             _timing_rows(report),
@@ -42,6 +43,19 @@ def _accuracy_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:
     for name, part in {"onnx": report, **report["against"]}.items():
         values = [part["accuracy"][key] for key in HEADLINES]
         yield [name, *("-" if value is None else f"{value:.4f}" for value in values)]
+
+
+def _set_sections(report: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{float(stated):.0%} stated",
+            *("-" if figures[key] is None else f"{figures[key]:.4f}" for key in ("coverage", "many", "medium", "few")),
+            f"{figures['size']:.2f}",
+        ]
+        for stated, figures in report["prediction_sets"].items()
+    ]
+    header = ("", "have the true class", "many", "medium", "few", "classes in a set")
+    return [table(header, rows, "Prediction sets")] if rows else []
 
 
 def _timing_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:

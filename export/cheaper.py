@@ -21,18 +21,17 @@ from export.thresholds import choose_cascade
 from export.validation import (
     Voters,
     calibration_batches,
-    count_batches,
     learner_votes,
     pixel_batches,
     run_splits,
     spread,
 )
-from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
+from tailstack.artifact import LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.images import Pixels, Size
+from tailstack.metrics import Probabilities
 from tailstack.network import Ensemble, Learner
-from tailstack.progress import track
 from tailstack.run import RunRecord
 from tailstack.session import open_session
 
@@ -89,15 +88,19 @@ class CheaperGraph:
         """The graph's outputs."""
         return [PROBABILITIES, LEARNER_PROBABILITIES, *([LEARNERS_USED] if self.cascade else [])]
 
-    def metadata(self, path: Path) -> dict[str, Any]:
-        """Return the fields of `tailstack.artifact.Artifact` that tell the file `path` of this graph from a plain one.
+    def metadata(self, path: Path, answers: Probabilities, votes: Votes) -> dict[str, Any]:
+        """Return the fields of `tailstack.artifact.Artifact` that tell the file of this graph from a plain one.
+
+        Args:
+            path: the file.
+            answers, votes: what it answers on the images that validate.
 
         Raises:
             UserError: it loses more accuracy than it may.
         """
         cascade = self.cascade
         card = CascadeCard(order=list(cascade.order), thresholds=list(cascade.thresholds)) if cascade else None
-        return {"precision": self.precision, "cascade": card, "evidence": self._evidence(path)}
+        return {"precision": self.precision, "cascade": card, "evidence": self._evidence(path, answers, votes)}
 
     def reference(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the file has to answer: the learners' votes, and the rest in numpy."""
@@ -105,12 +108,8 @@ class CheaperGraph:
         outputs = self.cascade.run(votes, self.blend) if self.cascade else (self.blend.plain(votes), votes)
         return tuple(torch.from_numpy(output) for output in outputs)
 
-    def _evidence(self, path: Path) -> dict[str, Any]:
-        """Measure the file on the images that validate, beside the plain graph."""
-        session = open_session(path, "cpu")
-        batches = track(pixel_batches(self.validation, self.image_size), "Release gate", count_batches(self.validation))
-        outputs = [session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}) for images in batches]
-        answers, votes = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    def _evidence(self, path: Path, answers: Probabilities, votes: Votes) -> dict[str, Any]:
+        """Judge the file beside the plain graph."""
         objections = self.judge.objections(answers)
         if objections:
             raise UserError(f"the release gate refuses this graph: {'; '.join(objections)}; no file was written")

@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 
@@ -11,12 +12,15 @@ import tailstack
 from export import DEFAULT_OUTPUT
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
+from export.prediction_sets import calibrate
+from export.validation import file_answers, run_splits
 from export.verify import TOLERANCE, check_graph, sample_images, verify_parity
 from tailstack import datastore as datastores
-from tailstack.artifact import FORMAT, Artifact, LearnerCard
+from tailstack.artifact import FORMAT, Artifact, CalibrationCard, LearnerCard
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
+from tailstack.metrics import expected_calibration_error
 from tailstack.network import Ensemble, load_ensemble
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
@@ -58,9 +62,7 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
         check_graph(part)
         parity = _parity(part, ensemble, cheaper, images)
         artifact = describe(run, record, output.stem, parity)
-        if cheaper:
-            print("Release gate: measuring it beside the plain ensemble, on validation …", flush=True)
-            artifact = artifact.model_copy(update=cheaper.metadata(part))
+        artifact = artifact.model_copy(update=_by_validation(part, run, record, store, cheaper))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
@@ -74,6 +76,29 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
         print(evidence_line(artifact.evidence))
     print("Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={output} bentoml serve")
     return artifact
+
+
+def _by_validation(
+    path: Path, run: Path, record: RunRecord, store: datastores.Datastore, cheaper: CheaperGraph | None
+) -> dict[str, Any]:
+    """Return the metadata that the images that validate decide: prediction sets, and what the release gate found."""
+    try:
+        _, validation = run_splits(run, store)
+    except UserError as error:
+        if cheaper:
+            raise
+        print(f"Without prediction sets: {error}", flush=True)
+        return {}
+    print("Measuring the file on the images that validate …", flush=True)
+    answers, votes = file_answers(path, validation, record.image_size, "Validation")
+    found = cheaper.metadata(path, answers, votes) if cheaper else {}
+    average = votes.sum(axis=1) / votes.any(axis=2).sum(axis=1, keepdims=True)
+    before, after = (expected_calibration_error(values, validation.labels) for values in (average, answers))
+    return {
+        **found,
+        "calibration": CalibrationCard(ece_before=before, ece_after=after),
+        "prediction_sets": calibrate(answers, validation.labels, np.array(record.class_counts)),
+    }
 
 
 def evidence_line(evidence: dict[str, Any]) -> str:

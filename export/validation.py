@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from scipy.special import softmax
 
 from export.cascade import Votes
 from export.graph import LOGITS
-from tailstack.artifact import INPUT
+from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import read_json
@@ -66,6 +67,15 @@ def learner_votes(learners: Sequence[onnx.ModelProto], split: Split, size: Size,
     voters = Voters(learners)
     batches = track(pixel_batches(split, size), title, count_batches(split))
     return np.concatenate([voters.vote(images) for images in batches])
+
+
+def file_answers(path: Path, split: Split, size: Size, title: str) -> tuple[npt.NDArray[np.float32], Votes]:
+    """Return what a file answers on the CPU: probabilities `[images, classes]` and the learners' votes."""
+    session = open_session(path, "cpu")
+    batches = track(pixel_batches(split, size), title, count_batches(split))
+    outputs = [session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}) for images in batches]
+    answers, votes = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    return answers, votes
 
 
 class Voters:

@@ -93,7 +93,7 @@ def _without_path(error: UserError, server: Server) -> str:
 
 
 def _bentoml_route(name: str, route: str, field: str, schema: dict[str, Any]) -> dict[str, Any]:
-    options = {"top_k": "integer", "min_probability": "number", "learners": "boolean"}
+    options = {"top_k": "integer", "min_probability": "number", "learners": "boolean", "coverage": "number"}
     properties = {field: schema, **{option: {"type": kind} for option, kind in options.items()}}
     return {
         "name": name,

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel
 
 from serving.batcher import Result
@@ -14,7 +16,7 @@ from tailstack.artifact import LearnerCard
 from tailstack.images import FORMATS
 
 DEFAULT_TOP_K = 5
-_NAMES = ("top_k", "min_probability", "learners")
+_NAMES = ("top_k", "min_probability", "learners", "coverage")
 _MAX_DIGITS = 40
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -26,10 +28,12 @@ class Options:
     top_k: int = DEFAULT_TOP_K
     min_probability: float = 0.0
     learners: bool = True
+    coverage: str | None = None
+    """How often a prediction set is to have the true class: a key of the model's thresholds. None wants no set."""
 
     @classmethod
-    def read(cls, *sources: Mapping[str, str]) -> "Options":
-        """Read the parameters of a request; a later source goes over an earlier one.
+    def read(cls, model: Model, *sources: Mapping[str, str]) -> "Options":
+        """Read the parameters of a request to `model`; a later source goes over an earlier one.
 
         Raises:
             RequestError: a value can't be used.
@@ -39,6 +43,7 @@ class Options:
             top_k=_top_k(values.get("top_k", str(cls.top_k))),
             min_probability=_probability(values.get("min_probability", "0")),
             learners=_boolean(values.get("learners", "true")),
+            coverage=_coverage(model, values["coverage"]) if "coverage" in values else None,
         )
 
 
@@ -60,6 +65,18 @@ class Vote(BaseModel):
     """Whether the ensemble's most probable class is the same."""
 
 
+class Uncertainty(BaseModel):
+    """What the image may be besides."""
+
+    coverage: float
+    """How often the true class is in such a set."""
+    prediction_set: list[str]
+    """Labels, most probable first."""
+    disagreement: float
+    """Of the learners that saw the image: 0 where all give the same probabilities, 1 where each is sure of another
+    class. The Jensen-Shannon divergence of their votes, as a share of its largest value."""
+
+
 class ModelName(BaseModel):
     """Which model answered."""
 
@@ -72,6 +89,7 @@ class ImageResult(BaseModel):
 
     predictions: list[Prediction]
     learners: list[Vote] | None = None
+    uncertainty: Uncertainty | None = None
 
 
 class ImageError(BaseModel):
@@ -87,6 +105,7 @@ class Classification(BaseModel):
     model: ModelName
     predictions: list[Prediction]
     learners: list[Vote] | None = None
+    uncertainty: Uncertainty | None = None
 
 
 class BatchClassification(BaseModel):
@@ -110,6 +129,8 @@ class ModelDescription(BaseModel):
     learners: list[LearnerCard]
     accuracy: dict[str, object]
     """On the test split, as measured in training."""
+    coverages: list[float]
+    """Of the prediction sets that a request may ask for."""
     execution_provider: str
     formats: tuple[str, ...] = FORMATS
 
@@ -129,7 +150,11 @@ def image_result(model: Model, result: Result, options: Options) -> ImageResult:
         for index, probability in zip(best.tolist(), probabilities, strict=True)
         if probability >= options.min_probability
     ]
-    return ImageResult(predictions=predictions, learners=_votes(model, result) if options.learners else None)
+    return ImageResult(
+        predictions=predictions,
+        learners=_votes(model, result) if options.learners else None,
+        uncertainty=_uncertainty(model, result, options.coverage) if options.coverage else None,
+    )
 
 
 def describe(model: Model) -> ModelDescription:
@@ -144,6 +169,7 @@ def describe(model: Model) -> ModelDescription:
         image_size=artifact.image_size,
         learners=artifact.learners,
         accuracy=artifact.accuracy,
+        coverages=[float(coverage) for coverage in _coverages(model)],
         execution_provider=model.provider,
     )
 
@@ -162,6 +188,49 @@ def _votes(model: Model, result: Result) -> list[Vote]:
     ]
 
 
+def _uncertainty(model: Model, result: Result, coverage: str) -> Uncertainty:
+    card = model.artifact.prediction_sets
+    assert card is not None
+    inside = card.members(coverage, result.probabilities[None])[0]
+    labels = [model.artifact.classes[index] for index in result.order.tolist() if inside[index]]
+    return Uncertainty(coverage=float(coverage), prediction_set=labels, disagreement=_disagreement(result))
+
+
+def _disagreement(result: Result) -> float:
+    votes = result.votes[[choice is not None for choice in result.choices]].astype(np.float64)
+    largest = np.log(min(votes.shape))
+    if largest == 0:
+        return 0.0
+    return float(np.clip((_entropy(votes.mean(axis=0)) - _entropy(votes).mean()) / largest, 0, 1))
+
+
+def _entropy(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    logarithms = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return np.asarray(-(probabilities * logarithms).sum(axis=-1))
+
+
+def _coverages(model: Model) -> list[str]:
+    card = model.artifact.prediction_sets
+    return list(card.thresholds) if card else []
+
+
+def _coverage(model: Model, text: str) -> str:
+    offered = _coverages(model)
+    for coverage in offered:
+        if _number(text) == float(coverage):
+            return coverage
+    choices = f"has to be one of {', '.join(offered)}" if offered else "this model has no prediction sets"
+    raise malformed("bad_coverage", f"coverage is {text[:40]!r}: {choices}")
+
+
+def _number(text: str) -> float:
+    """Return a number, or not-a-number, which is in no range and equals nothing."""
+    try:
+        return float(text[:_MAX_DIGITS])
+    except ValueError:
+        return math.nan
+
+
 def _top_k(text: str) -> int:
     # A number with more digits is larger than any number of classes, and slow to parse.
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
@@ -170,11 +239,7 @@ def _top_k(text: str) -> int:
 
 
 def _probability(text: str) -> float:
-    try:
-        value = float(text[:_MAX_DIGITS])
-    except ValueError:
-        value = math.nan
-    # Not-a-number is in no range.
+    value = _number(text)
     if not 0 <= value <= 1:
         raise malformed("bad_min_probability", f"min_probability is {text[:40]!r}, and has to be a number from 0 to 1")
     return value

@@ -40,6 +40,12 @@ _OPTIONS: dict[str, Any] = {
     "top_k": {"type": "integer", "minimum": 1, "maximum": 999_999_999, "default": DEFAULT_TOP_K},
     "min_probability": {"type": "number", "minimum": 0, "maximum": 1, "default": 0},
     "learners": {"type": "boolean", "default": True, "description": "each learner's vote"},
+    "coverage": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "description": "adds a prediction set that has the true class so often; `coverages` of GET /model lists which",
+    },
 }
 
 
@@ -73,7 +79,7 @@ def add(app: FastAPI, server: Server) -> None:
             with classifier.admit(1):
                 with classifier.expect():
                     content, pixels = await classifier.in_thread(_parse_and_decode, server, model, body, request)
-                    options = Options.read(request.query_params, content)
+                    options = Options.read(model, request.query_params, content)
                     [answer] = classifier.classify_pixels(model, pixels)
                 result = image_result(model, await answer, options)
         return _json(
@@ -82,6 +88,7 @@ def add(app: FastAPI, server: Server) -> None:
                 model=name_of(model),
                 predictions=result.predictions,
                 learners=result.learners,
+                uncertainty=result.uncertainty,
             )
         )
 
@@ -105,7 +112,7 @@ def add(app: FastAPI, server: Server) -> None:
             model = classifier.model
             kind = request.headers.get("content-type", "")
             content = await classifier.in_thread(parse, body, kind, "images", server.settings.images_per_request)
-            options = Options.read(request.query_params, content.parameters)
+            options = Options.read(model, request.query_params, content.parameters)
             with classifier.admit(len(content.images)):
                 results = await asyncio.gather(*(_one(server, model, upload, options) for upload in content.images))
         return _json(

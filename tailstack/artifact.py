@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tailstack.errors import UserError
@@ -18,8 +20,8 @@ LEARNER_PROBABILITIES = "learner_probabilities"
 LEARNERS_USED = "learners_used"
 """int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
 
-FORMAT = 2
-"""2 added `precision`, `cascade` and `evidence`."""
+FORMAT = 3
+"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`."""
 Precision = Literal["fp32", "int8"]
 _PREFIX = "tailstack."
 
@@ -47,6 +49,41 @@ class CascadeCard(BaseModel):
     """Learners by their place in `Artifact.learners`, in the order in which they are asked."""
     thresholds: list[float]
     """One fewer than learners: the next one sees the images whose highest averaged probability is below."""
+
+
+class PredictionSetCard(BaseModel):
+    """How probable a class has to be to be in an image's prediction set."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    thresholds: dict[str, list[float]]
+    """By coverage, such as `0.9`: the lowest probability of each class."""
+    images: int
+    """Validation images that they were chosen by."""
+
+    def members(self, coverage: str, probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+        """Return which classes are in the sets of images: bool `[images, classes]`.
+
+        The most probable class always is, so that no set is empty.
+
+        Args:
+            coverage: a key of `thresholds`.
+            probabilities: `[images, classes]`.
+        """
+        inside = probabilities >= np.array(self.thresholds[coverage])
+        inside[np.arange(len(inside)), probabilities.argmax(axis=1)] = True
+        return np.asarray(inside)
+
+
+class CalibrationCard(BaseModel):
+    """Expected calibration error on the images that validate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ece_before: float
+    """Of the plain average of the learners that saw an image."""
+    ece_after: float
+    """With the weights and the temperature of the file."""
 
 
 class Artifact(BaseModel):
@@ -78,6 +115,10 @@ class Artifact(BaseModel):
     """None where every learner sees every image."""
     evidence: dict[str, Any] | None = None
     """What the release gate measured on the images that validate: this file beside the plain ensemble in fp32."""
+    calibration: CalibrationCard | None = None
+    """None where nothing validated."""
+    prediction_sets: PredictionSetCard | None = None
+    """None where nothing validated."""
 
     def to_properties(self) -> dict[str, str]:
         """Return ONNX metadata properties: one per field, prefixed, each JSON."""

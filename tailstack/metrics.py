@@ -14,6 +14,7 @@ Labels = npt.NDArray[np.int64]
 
 MANY_OVER = 100
 FEW_UNDER = 20
+MANY, MEDIUM, FEW = 0, 1, 2
 CALIBRATION_BINS = 15
 
 
@@ -42,6 +43,18 @@ class Accuracy(TypedDict):
     per_class: list[ClassFigures]
 
 
+class SetFigures(TypedDict):
+    """How often prediction sets have the true class, and how many classes they have."""
+
+    coverage: float
+    size: float
+    """Mean number of classes."""
+    many: float | None
+    medium: float | None
+    few: float | None
+    """Mean coverage of the group's classes."""
+
+
 class ReliabilityBin(TypedDict):
     """One bin of a reliability diagram: how many images, their mean confidence, and how often it was right."""
 
@@ -63,14 +76,15 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], c
     recall, precision, f1 = _class_rates(matrix)
     present = matrix.sum(axis=1) > 0
     counts = np.asarray(class_counts)
+    group = groups(counts)
     return Accuracy(
         top1=top_k(probabilities, labels, 1),
         top5=top_k(probabilities, labels, 5),
         balanced=float(recall[present].mean()),
         macro_f1=float(f1[present | (matrix.sum(axis=0) > 0)].mean()),
-        many=_group(recall, present & (counts > MANY_OVER)),
-        medium=_group(recall, present & (counts <= MANY_OVER) & (counts >= FEW_UNDER)),
-        few=_group(recall, present & (counts < FEW_UNDER)),
+        many=_mean(recall, present & (group == MANY)),
+        medium=_mean(recall, present & (group == MEDIUM)),
+        few=_mean(recall, present & (group == FEW)),
         ece=expected_calibration_error(probabilities, labels),
         nll=negative_log_likelihood(probabilities, labels),
         per_class=[
@@ -84,6 +98,30 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], c
             for i, name in enumerate(classes)
         ],
     )
+
+
+def set_figures(members: npt.NDArray[np.bool_], labels: Labels, class_counts: Labels) -> SetFigures:
+    """Compute the figures of prediction sets.
+
+    Args:
+        members: which classes are in each image's set, `[images, classes]`.
+        labels: true labels, `[images]`.
+        class_counts: training images of each class, `[classes]`.
+    """
+    covered = members[np.arange(len(labels)), labels]
+    images = np.bincount(labels, minlength=members.shape[1])
+    by_class = np.bincount(labels, weights=covered, minlength=members.shape[1]) / np.maximum(images, 1)
+    group = groups(class_counts)
+    many, medium, few = (_mean(by_class, (images > 0) & (group == number)) for number in (MANY, MEDIUM, FEW))
+    return SetFigures(
+        coverage=float(covered.mean()), size=float(members.sum(axis=1).mean()), many=many, medium=medium, few=few
+    )
+
+
+def groups(class_counts: Labels) -> Labels:
+    """Return each class's group by its training images: `MANY`, `MEDIUM` or `FEW`."""
+    counts = np.asarray(class_counts)
+    return np.where(counts > MANY_OVER, MANY, np.where(counts < FEW_UNDER, FEW, MEDIUM))
 
 
 def confusion(probabilities: Probabilities, labels: Labels) -> Labels:
@@ -142,5 +180,5 @@ def _class_rates(matrix: Labels) -> tuple[npt.NDArray[np.float64], ...]:
     return recall, precision, f1
 
 
-def _group(recall: npt.NDArray[np.float64], members: npt.NDArray[np.bool_]) -> float | None:
-    return float(recall[members].mean()) if members.any() else None
+def _mean(values: npt.NDArray[np.float64], members: npt.NDArray[np.bool_]) -> float | None:
+    return float(values[members].mean()) if members.any() else None

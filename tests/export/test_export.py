@@ -19,12 +19,15 @@ import torch
 from export import verify
 from export.export import export
 from export.graph import build_graph
+from export.prediction_sets import calibrate
+from export.validation import file_answers, run_splits
 from tailstack import datastore as datastores
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES, Artifact
 from tailstack.errors import UserError
-from tailstack.files import sha256
+from tailstack.files import read_json, sha256, write_json
+from tailstack.metrics import expected_calibration_error
 from tailstack.network import load_ensemble
-from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.run import ENSEMBLE_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TRAIN_COUNTS
 
 Array = npt.NDArray[np.float32]
@@ -159,10 +162,10 @@ def test_the_file_describes_itself(tiny_model: Path, tiny_run: Path, session: on
 
 def test_the_command_shows_steps_and_keeps_the_exporters_talk_to_itself(tiny_export: tuple[Path, list[str]]) -> None:
     output, lines = tiny_export
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[0].startswith("Fusing 2 learner(s)")
-    assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[2])
-    assert lines[3] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
+    assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[3])
+    assert lines[4] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
 
 
 def test_a_graph_that_answers_otherwise_leaves_no_file(
@@ -302,3 +305,29 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: run ")
+
+
+def test_a_file_carries_its_calibration_and_prediction_sets(
+    session: onnxruntime.InferenceSession, tiny_model: Path, tiny_run: Path
+) -> None:
+    artifact = Artifact.from_properties(session.get_modelmeta().custom_metadata_map, tiny_model)
+    record = RunRecord.load(tiny_run)
+    _, validation = run_splits(tiny_run, datastores.load(Path(record.datastore["path"])))
+    answers, votes = file_answers(tiny_model, validation, record.image_size, "")
+    assert artifact.prediction_sets == calibrate(answers, validation.labels, np.array(record.class_counts))
+    calibration = artifact.calibration
+    assert calibration is not None
+    assert calibration.ece_after == pytest.approx(expected_calibration_error(answers, validation.labels))
+    assert calibration.ece_before == pytest.approx(expected_calibration_error(votes.mean(axis=1), validation.labels))
+
+
+def test_a_run_without_validation_has_no_prediction_sets(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    split = read_json(run / SPLIT_FILE)
+    write_json(run / SPLIT_FILE, {**split, "train": split["train"] + split["val"], "val": []})
+    artifact = export(run, tmp_path / "ensemble.onnx")
+    assert (artifact.prediction_sets, artifact.calibration) == (None, None)
+    assert "Without prediction sets" in capsys.readouterr().out

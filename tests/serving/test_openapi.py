@@ -100,7 +100,7 @@ def test_good_answers_are_as_documented(server: str, path: str, options: dict[st
 
 def test_no_answer_has_a_field_that_is_not_documented(server: str) -> None:
     schemas = web.get(f"{server}/docs.json").json()["components"]["schemas"]
-    answer = web.post(f"{server}/classify", content=encoded()).json()
+    answer = web.post(f"{server}/classify", params={"coverage": 0.9}, content=encoded()).json()
     assert set(answer) == set(schemas["Classification"]["properties"])
     model = web.get(f"{server}/model").json()
     assert set(model) == set(schemas["ModelDescription"]["properties"])
