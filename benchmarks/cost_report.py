@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.report import machine_line, table
 from tailstack.files import whole_file
 
-_MARKERS = {"onnxruntime": "o", "torch": "s"}
+_MARKERS = {"onnxruntime": "o", "openvino": "^", "torch": "s"}
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:

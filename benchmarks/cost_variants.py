@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py runs/photos
 
-Each learner alone, all of them (plain), the cascade, 8-bit integers and both, in ONNX Runtime, and the plain ensemble
-in PyTorch: in turns, on the same test photos, at batch 1 and 8, on one thread and on two. What counts is the median
-over rounds of the ratio to the cheapest learner alone. Writes cost.json, cost.md and cost.png.
+Each learner alone, all of them (plain), the cascade, 8-bit integers and both, in ONNX Runtime and in OpenVINO, and the
+plain ensemble in PyTorch: in turns, on the same test photos, at batch 1 and 8, on one thread and on two. What counts is
+the median over rounds of the ratio to the cheapest learner alone. Writes cost.json, cost.md and cost.png.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from rich.markdown import Markdown
 from benchmarks.cost_report import draw, markdown
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
-from benchmarks.predictors import OnnxModel, Predict, Probabilities, torch_predictor
+from benchmarks.predictors import OnnxModel, Predict, Probabilities, engine_predictor, torch_predictor
 from export.cascade import Blend
 from export.cheaper import Wanted
 from export.export import export
@@ -31,8 +31,9 @@ from export.fusion import fuse
 from export.graph import build_learner_graph
 from export.validation import count_batches, pixel_batches, spread
 from tailstack import datastore as datastores
-from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
+from tailstack.artifact import LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.datastore import Split
+from tailstack.engine import Runtime, open_engine
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 from tailstack.images import Pixels
@@ -40,13 +41,13 @@ from tailstack.metrics import evaluate
 from tailstack.network import load_learner
 from tailstack.progress import track
 from tailstack.run import RunRecord
-from tailstack.session import open_session
 
 BATCHES = (1, 8)
 THREADS = (1, 2)
 PHOTOS = 32
 """Test photos of one turn: a cascade takes longer for some than for others."""
-ONNX, TORCH = "onnxruntime", "torch"
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+ONNX, TORCH = RUNTIMES[0], "torch"
 FILES = ("plain", "cascade", "int8", "int8 cascade")
 
 
@@ -107,14 +108,18 @@ def run_costs(settings: CostSettings, folder: Path) -> list[Row]:
     record = RunRecord.load(settings.run)
     test = datastores.load(Path(record.datastore["path"])).test
     files = build_variants(settings.run, record, folder, settings.max_accuracy_drop)
-    answers = {(name, ONNX): _onnx_answer(path) for name, path in files.items()}
+    answers: dict[tuple[str, str], Answer] = {
+        (name, runtime): _answer(path, runtime) for runtime in RUNTIMES for name, path in files.items()
+    }
     answers["plain", TORCH] = _torch_answer(files["plain"], settings.run, len(record.learners))
     worths = measure_worth(answers, spread(test, settings.images or len(test)), record)
     photos = np.concatenate(list(pixel_batches(spread(test, PHOTOS), record.image_size)))
     rows = []
     for threads in THREADS:
         systems: dict[tuple[str, str], Predict] = {
-            (name, ONNX): _onnx_predictor(path, threads) for name, path in files.items()
+            (name, runtime): engine_predictor(open_engine(path, runtime, "cpu", threads))
+            for runtime in RUNTIMES
+            for name, path in files.items()
         }
         systems["plain", TORCH] = torch_predictor(OnnxModel.load(files["plain"], threads), settings.run, threads)
         for batch in BATCHES:
@@ -181,11 +186,11 @@ def main() -> None:
     draw(rows, output / "cost.png")
 
 
-def _onnx_answer(path: Path) -> Answer:
-    session = open_session(path, "cpu")
+def _answer(path: Path, runtime: Runtime) -> Answer:
+    engine = open_engine(path, runtime, "cpu")
 
     def answer(images: Pixels) -> tuple[Probabilities, float]:
-        probabilities, votes = session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images})
+        probabilities, votes = engine.run(images, (PROBABILITIES, LEARNER_PROBABILITIES))
         return probabilities, float(votes.any(axis=2).sum(axis=1).mean())
 
     return answer
@@ -194,16 +199,6 @@ def _onnx_answer(path: Path) -> Answer:
 def _torch_answer(path: Path, run: Path, learners: int) -> Answer:
     predict = torch_predictor(OnnxModel.load(path, max(THREADS)), run, max(THREADS))
     return lambda images: (predict(images), float(learners))
-
-
-def _onnx_predictor(path: Path, threads: int) -> Predict:
-    session = open_session(path, "cpu", threads)
-
-    def predict(images: Pixels) -> Probabilities:
-        probabilities: Probabilities = session.run([PROBABILITIES], {INPUT: images})[0]
-        return probabilities
-
-    return predict
 
 
 def _time(

@@ -4,7 +4,7 @@ python benchmarks/eval.py --model models/ensemble.onnx --datastore data/photos -
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from rich.markdown import Markdown
 
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
-from benchmarks.predictors import OnnxModel, Predict, Probabilities, torch_predictor
+from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_predictor, torch_predictor
 from benchmarks.report import markdown, timing_figures
 from tailstack import datastore as datastores
 from tailstack.artifact import Artifact
@@ -30,7 +30,10 @@ from tailstack.progress import track
 
 BATCHES = (1, 8, 32)
 ACCURACY_BATCH = 32
-PEERS = {"torch": torch_predictor}
+PEERS: dict[str, Callable[[OnnxModel, Path | None, int], Predict]] = {
+    "torch": torch_predictor,
+    "openvino": lambda model, _run, threads: openvino_predictor(model.path, threads),
+}
 """What the file can be measured against."""
 
 
@@ -184,7 +187,8 @@ def main() -> None:
         nargs="+",
         default=[],
         choices=list(PEERS),
-        help="torch: the same learners in PyTorch (eager, channels_last), in turns with the file",
+        help="torch: the same learners in PyTorch (eager, channels_last); openvino: the same file in OpenVINO; "
+        "in turns with the file in ONNX Runtime",
     )
     values = parser.parse_args().as_dict()
     values.pop("config")

@@ -11,7 +11,7 @@ import psutil
 
 from tailstack.session import runtime_version
 
-PACKAGES = ("numpy", "pillow", "timm", "torch")
+PACKAGES = ("numpy", "openvino", "pillow", "timm", "torch")
 
 
 def describe_machine(provider: str, threads: int) -> dict[str, Any]:

@@ -3,20 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tailstack.artifact import INPUT, PROBABILITIES, Artifact
+from tailstack.artifact import PROBABILITIES, Artifact
+from tailstack.engine import Engine, Runtime, open_engine
+from tailstack.engine_openvino import OpenVinoEngine
 from tailstack.errors import UserError
 from tailstack.files import sha256
 from tailstack.images import Pixels
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
-from tailstack.session import open_session, provider_in_use
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 Probabilities = npt.NDArray[np.float32]
 Predict = Callable[[Pixels], Probabilities]
@@ -25,54 +23,40 @@ Predict = Callable[[Pixels], Probabilities]
 
 @dataclass(frozen=True)
 class OnnxModel:
-    """The file under test, in ONNX Runtime with the settings that serving uses."""
+    """The file under test, in a runtime with the settings that serving uses."""
 
     path: Path
     artifact: Artifact
-    session: "onnxruntime.InferenceSession"
+    engine: Engine
 
     @classmethod
-    def load(cls, path: Path, threads: int) -> "OnnxModel":
+    def load(cls, path: Path, threads: int, runtime: Runtime = "onnxruntime") -> "OnnxModel":
         """Load a file.
 
         Raises:
             UserError: the file is missing, not ours or damaged.
         """
-        session = open_session(path, threads=threads)
-        return cls(path, Artifact.from_properties(session.get_modelmeta().custom_metadata_map, path), session)
+        engine = open_engine(path, runtime, threads=threads)
+        return cls(path, Artifact.from_properties(engine.properties, path), engine)
 
     @property
     def provider(self) -> str:
-        """The execution provider that really runs the graph."""
-        return provider_in_use(self.session)
+        """What really runs the graph."""
+        return self.engine.provider
 
     def predict(self, images: Pixels) -> Probabilities:
         """Return the ensemble's probabilities."""
-        probabilities: Probabilities = self.session.run([PROBABILITIES], {INPUT: images})[0]
-        return probabilities
+        return engine_predictor(self.engine)(images)
+
+
+def engine_predictor(engine: Engine) -> Predict:
+    """Return the function that answers with an engine's probabilities."""
+    return lambda images: engine.run(images, (PROBABILITIES,))[0]
 
 
 def openvino_predictor(path: Path, threads: int, precision: Literal["f32", "bf16"] = "f32") -> Predict:
-    """Load a file in OpenVINO, with its hint for low latency.
-
-    Args:
-        path: the file.
-        threads: threads of one inference.
-        precision: of the products; OpenVINO's own choice is bf16 where the processor has it.
-    """
-    import openvino  # noqa: PLC0415 (an extra)
-
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
-
-    def predict(images: Pixels) -> Probabilities:
-        return np.asarray(compiled({INPUT: images})[PROBABILITIES], np.float32)
-
-    return predict
+    """Load a file in OpenVINO, in the precision that serving uses or in bf16."""
+    return engine_predictor(OpenVinoEngine.open(path, threads, precision=precision))
 
 
 def torch_predictor(model: OnnxModel, run: Path | None, threads: int, *, compiled: bool = False) -> Predict:

@@ -98,7 +98,8 @@ class LiveModel:
 
     def _load(self) -> Model:
         settings = self._settings
-        return Model.load(settings.model, settings.device, settings.threads_per_worker, settings.max_batch)
+        threads = settings.threads_per_worker
+        return Model.load(settings.model, settings.device, threads, settings.max_batch, settings.runtime)
 
     def _signature(self) -> Signature:
         model = self._settings.model
@@ -122,4 +123,4 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
 
 
 def _show(model: Model, value: int) -> None:
-    METRICS.model.labels(model.artifact.name, model.version, model.provider).set(value)
+    METRICS.model.labels(model.artifact.name, model.version, model.engine.provider).set(value)

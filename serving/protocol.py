@@ -131,6 +131,8 @@ class ModelDescription(BaseModel):
     """On the test split, as measured in training."""
     coverages: list[float]
     """Of the prediction sets that a request may ask for."""
+    runtime: str
+    """What runs the file, with its version."""
     execution_provider: str
     formats: tuple[str, ...] = FORMATS
 
@@ -170,7 +172,8 @@ def describe(model: Model) -> ModelDescription:
         learners=artifact.learners,
         accuracy=artifact.accuracy,
         coverages=[float(coverage) for coverage in _coverages(model)],
-        execution_provider=model.provider,
+        runtime=model.engine.runtime,
+        execution_provider=model.engine.provider,
     )
 
 

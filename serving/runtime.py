@@ -3,24 +3,21 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
+from tailstack.engine import Engine, Runtime, open_engine
+from tailstack.engine_onnxruntime import padded_size
 from tailstack.errors import UserError
 from tailstack.images import Pixels
-from tailstack.session import Device, open_session, provider_in_use
-
-if TYPE_CHECKING:
-    import onnxruntime
+from tailstack.session import Device, Tuning
 
 Vector = npt.NDArray[np.float32]
-CPU = "CPUExecutionProvider"
 SLOTS_PER_THREAD = 2
 """On a CPU: while one batch's answers go out and its clients' next requests come in, others keep the core busy."""
-_TYPES = {INPUT: "tensor(uint8)", PROBABILITIES: "tensor(float)", LEARNER_PROBABILITIES: "tensor(float)"}
+_TYPES = {INPUT: "uint8", PROBABILITIES: "float32", LEARNER_PROBABILITIES: "float32"}
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,22 @@ class Model:
     artifact: Artifact
     version: str
     """First 12 digits of the file's SHA-256."""
-    session: "onnxruntime.InferenceSession"
+    engine: Engine
     """For a batch that has the cores to itself."""
-    narrow: "onnxruntime.InferenceSession"
+    narrow: Engine
     """For batches side by side, on the CPU: on one thread each, no thread of theirs waits for another."""
     slots: int
     """How many inferences run at a time; a GPU is one queue."""
 
     @classmethod
-    def load(cls, path: Path, device: Device = "auto", threads: int = 1, max_batch: int = 1) -> "Model":
+    def load(
+        cls,
+        path: Path,
+        device: Device = "auto",
+        threads: int = 1,
+        max_batch: int = 1,
+        runtime: Runtime = "onnxruntime",
+    ) -> "Model":
         """Load a file, check it, and run batches of it so that the first requests find it warm.
 
         Raises:
@@ -58,21 +62,17 @@ class Model:
         content = _read(path)
         digest = hashlib.sha256(content).hexdigest()
         _check_sidecar(path, digest)
-        session = narrow = open_session(path, device, threads, content=content)
+        engine = narrow = open_engine(path, runtime, device, threads, content=content)
         slots = 1
-        if provider_in_use(session) == CPU:
+        if engine.on_cpu:
             slots = SLOTS_PER_THREAD * threads
-            narrow = open_session(path, "cpu", 1, content=content) if threads > 1 else session
-        model = cls(_artifact(session, path), digest[:12], session, narrow, slots)
-        for size in warm_up_sizes(model.provider, max_batch):
+            if threads > 1:
+                narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content)
+        model = cls(_artifact(engine, path), digest[:12], engine, narrow, slots)
+        for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)
         model._warm_up(path, max_batch, alone=False)
         return model
-
-    @property
-    def provider(self) -> str:
-        """The execution provider that really runs the graph."""
-        return provider_in_use(self.session)
 
     def classify(self, images: Pixels, *, alone: bool = True) -> Answer:
         """Run the graph on uint8 `[batch, height, width, 3]` RGB images of the artifact's `image_size`.
@@ -81,16 +81,15 @@ class Model:
             images: one batch.
             alone: whether no other batch runs at the same time.
         """
-        if self.provider == CPU:
-            session = self.session if alone else self.narrow
-            return Answer(*session.run([PROBABILITIES, LEARNER_PROBABILITIES], {INPUT: images}))
-        return run_bound(self.session, images)
+        engine = self.engine if alone else self.narrow
+        probabilities, votes = engine.run(images, (PROBABILITIES, LEARNER_PROBABILITIES))
+        return Answer(probabilities, votes)
 
     def _warm_up(self, path: Path, batch: int, *, alone: bool) -> None:
         height, width = self.artifact.image_size
         try:
             answer = self.classify(np.zeros((batch, height, width, 3), dtype=np.uint8), alone=alone)
-        # ONNX Runtime's errors are classes of its C module, without a common base but Exception.
+        # The runtimes' errors are classes of their C modules, without a common base but Exception.
         except Exception as error:
             raise UserError(f"model {path} can't be run: {str(error).splitlines()[0]}") from error
         classes, learners = len(self.artifact.classes), len(self.artifact.learners)
@@ -98,7 +97,7 @@ class Model:
             raise UserError(f"model {path} doesn't answer for the classes and learners that its metadata names")
 
 
-def check_model(path: Path) -> None:
+def check_model(path: Path, runtime: Runtime = "onnxruntime") -> None:
     """Look at a file without the work of making it fast.
 
     Raises:
@@ -106,37 +105,18 @@ def check_model(path: Path) -> None:
     """
     content = _read(path)
     _check_sidecar(path, hashlib.sha256(content).hexdigest())
-    _artifact(open_session(path, "cpu", optimize=False, content=content), path)
+    _artifact(open_engine(path, runtime, "cpu", content=content, tuning=Tuning(level="none")), path)
 
 
-def warm_up_sizes(provider: str, max_batch: int) -> list[int]:
+def warm_up_sizes(on_cpu: bool, max_batch: int) -> list[int]:
     """Return the batches to run before the first request: on a GPU all sizes that it will ever see.
 
     The smallest and the largest come first: TensorRT makes one plan for whatever lies between sizes that it knows.
     """
-    if provider == CPU:
+    if on_cpu:
         return sorted({1, max_batch})
     largest = padded_size(max_batch)
     return list(dict.fromkeys([1, largest, *(1 << power for power in range(largest.bit_length()))]))
-
-
-def padded_size(batch: int) -> int:
-    """Return the power of two that a batch is filled up to where each new size costs a new plan: on GPUs."""
-    return 1 << (batch - 1).bit_length()
-
-
-def run_bound(session: "onnxruntime.InferenceSession", images: Pixels) -> Answer:
-    """Run on a GPU: sizes from a short list, and outputs that are copied once."""
-    batch = len(images)
-    filled = np.zeros((padded_size(batch), *images.shape[1:]), dtype=np.uint8)
-    filled[:batch] = images
-    binding: Any = session.io_binding()
-    binding.bind_cpu_input(INPUT, filled)
-    for name in (PROBABILITIES, LEARNER_PROBABILITIES):
-        binding.bind_output(name)
-    session.run_with_iobinding(binding)
-    probabilities, votes = binding.copy_outputs_to_cpu()
-    return Answer(probabilities[:batch], votes[:batch])
 
 
 def _read(path: Path) -> bytes:
@@ -160,9 +140,9 @@ def _check_sidecar(path: Path, digest: str) -> None:
         raise UserError(f"model {path} is not the file that {sidecar.name} describes: its SHA-256 is {digest}")
 
 
-def _artifact(session: "onnxruntime.InferenceSession", path: Path) -> Artifact:
-    artifact = Artifact.from_properties(session.get_modelmeta().custom_metadata_map, path)
-    types = {value.name: value.type for value in (*session.get_inputs(), *session.get_outputs())}
-    if types != _TYPES | ({LEARNERS_USED: "tensor(int64)"} if artifact.cascade else {}):
+def _artifact(engine: Engine, path: Path) -> Artifact:
+    artifact = Artifact.from_properties(engine.properties, path)
+    types = engine.types
+    if types != _TYPES | ({LEARNERS_USED: "int64"} if artifact.cascade else {}):
         raise UserError(f"model {path} has not the inputs and outputs of a Tailstack model: {types}")
     return artifact

@@ -19,8 +19,8 @@ from serving import logs
 from serving.connections import guard_connections
 from serving.runtime import check_model
 from serving.settings import METRICS_DIRECTORY, ServerSettings
+from tailstack.engine import open_engine
 from tailstack.errors import UserError
-from tailstack.session import open_session
 
 if TYPE_CHECKING:
     from serving.server import Server
@@ -60,9 +60,9 @@ def _check() -> None:
     """
     settings = ServerSettings.from_environment()
     settings.keys(), settings.all_admin_keys()
-    check_model(settings.model)
+    check_model(settings.model, settings.runtime)
     if settings.device in ("cuda", "tensorrt"):
-        open_session(settings.model, settings.device)
+        open_engine(settings.model, settings.runtime, settings.device)
 
 
 def _or_exit(work: Callable[[], T]) -> T:

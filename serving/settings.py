@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from tailstack.engine import Runtime
 from tailstack.errors import UserError
 from tailstack.session import Device
 
@@ -44,6 +45,8 @@ class ServerSettings(BaseModel):
     """The file to serve."""
     device: Device = "auto"
     """`cuda` and `tensorrt` fail where they don't really work; `auto` takes CUDA where it does, else the CPU."""
+    runtime: Runtime = "onnxruntime"
+    """What runs the file; `openvino` needs the extra of that name, and runs on CPUs."""
     workers: int = Field(default=1, ge=1)
     """Processes, each with the model."""
     threads: int = Field(default=0, ge=0)

@@ -218,7 +218,7 @@ def _describe(model: Model) -> ModelMetadata:
     return ModelMetadata(
         name=model.artifact.name,
         versions=[model.version],
-        platform="onnxruntime_onnx",
+        platform=f"{model.engine.runtime.split()[0]}_onnx",
         inputs=[TensorMetadata(name=INPUT, datatype="UINT8", shape=[-1, *model.artifact.image_size, 3])],
         outputs=[
             TensorMetadata(name=PROBABILITIES, datatype="FP32", shape=[-1, classes]),

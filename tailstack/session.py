@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
@@ -11,9 +12,10 @@ from tailstack.errors import UserError
 if TYPE_CHECKING:
     import onnxruntime
 
+CPU = "CPUExecutionProvider"
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 _PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
+    "cpu": CPU,
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
@@ -27,8 +29,27 @@ _BUILDS = ("onnxruntime", "onnxruntime-gpu")
 _NOWHERE = "/nonexistent"
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Settings of ONNX Runtime on the CPU by which it is faster or slower, at the same answers."""
+
+    spinning: bool = False
+    """Whether threads spin while they wait: they take the cores from whatever else runs, decoding, other workers."""
+    level: Literal["all", "extended", "none"] = "all"
+    """What is done to the graph. `all` lays data out for the processor's vectors; `none` loads in a fraction of the
+    time, for a look at the file."""
+
+
+PLAIN_TUNING = Tuning()
+
+
 def open_session(
-    path: Path, device: Device = "auto", threads: int = 0, *, optimize: bool = True, content: bytes | None = None
+    path: Path,
+    device: Device = "auto",
+    threads: int = 0,
+    *,
+    content: bytes | None = None,
+    tuning: Tuning = PLAIN_TUNING,
 ) -> "onnxruntime.InferenceSession":
     """Load an ONNX file.
 
@@ -36,8 +57,8 @@ def open_session(
         path: the file.
         device: `auto` takes CUDA where it really works and else the CPU; `cuda` and `tensorrt` fail where they don't.
         threads: threads of one inference on the CPU; 0 takes one a core.
-        optimize: False loads in a fraction of the time, for a look at the file.
         content: the file's bytes, where the caller has read them already; external data is then refused.
+        tuning: of the CPU.
 
     Raises:
         UserError: no ONNX Runtime or two are installed, the file can't be loaded, or the device was asked for in vain.
@@ -51,7 +72,7 @@ def open_session(
     if order != ["cpu"]:
         # The CUDA provider finds its libraries in their Python packages.
         runtime.preload_dlls()
-    session = _load(runtime, path, content, [_PROVIDERS[name] for name in order], threads, optimize)
+    session = _load(runtime, path, content, [_PROVIDERS[name] for name in order], threads, tuning)
     if device != "auto" and session.get_providers()[0] != _PROVIDERS[device]:
         raise UserError(
             f"device {device} was asked for, but ONNX Runtime could not use it: check the driver, or ask for auto"
@@ -75,15 +96,14 @@ def runtime_version() -> str:
 
 
 def _load(
-    runtime: ModuleType, path: Path, content: bytes | None, providers: list[str], threads: int, optimize: bool
+    runtime: ModuleType, path: Path, content: bytes | None, providers: list[str], threads: int, tuning: Tuning
 ) -> "onnxruntime.InferenceSession":
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    if not optimize:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Threads that spin while they wait take the cores from whatever else runs: decoding, other workers.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    level = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}[tuning.level]
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuning.spinning)))
     # Else ONNX Runtime looks for a format of its own first, which it checks less.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if content is not None:

@@ -160,7 +160,7 @@ function describe(model) {
   const facts = {
     ...(accuracy.top1 == null ? {} : { "Top-1 accuracy": percent(accuracy.top1) }),
     ...Object.fromEntries(measured.map(([group, images]) => [`Classes with ${images}`, percent(accuracy[group])])),
-    "Runs on": model.execution_provider.replace("ExecutionProvider", ""),
+    "Runs on": `${model.runtime}, ${model.execution_provider.replace("ExecutionProvider", "")}`,
     "Sees pictures at": `${model.image_size[1]} × ${model.image_size[0]} pixels`,
     Technique: model.technique,
     Version: model.version,

@@ -53,7 +53,7 @@ def store(tiny_datastore: Path) -> Datastore:
 
 @pytest.fixture(scope="module")
 def report(tiny_model: Path, tiny_datastore: Path) -> dict[str, Any]:
-    return evaluated(tiny_model, tiny_datastore, against=["torch"])
+    return evaluated(tiny_model, tiny_datastore, against=["torch", "openvino"])
 
 
 def test_accuracy_is_what_fit_reported(report: dict[str, Any], tiny_run: Path) -> None:
@@ -75,16 +75,17 @@ def test_accuracy_is_that_of_the_models_labels(report: dict[str, Any], tiny_mode
     assert all(entry["test_images"] == TEST_IMAGES for entry in report["accuracy"]["per_class"])
 
 
-def test_torch_beside_it_is_the_same_ensemble(report: dict[str, Any]) -> None:
-    torch = report["against"]["torch"]
-    assert torch["same_label"] == 1.0
-    assert torch["accuracy"]["top1"] == report["accuracy"]["top1"]
-    assert torch["accuracy"]["nll"] == pytest.approx(report["accuracy"]["nll"], abs=1e-3)
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_what_stands_beside_it_is_the_same_ensemble(report: dict[str, Any], name: str) -> None:
+    other = report["against"][name]
+    assert other["same_label"] == 1.0
+    assert other["accuracy"]["top1"] == report["accuracy"]["top1"]
+    assert other["accuracy"]["nll"] == pytest.approx(report["accuracy"]["nll"], abs=1e-3)
 
 
 def test_the_report_is_the_contract(report: dict[str, Any], tiny_model: Path) -> None:
     assert {"accuracy", "latency_ms", "throughput", "model", "machine"} <= set(report)
-    for part in (report, report["against"]["torch"]):
+    for part in (report, *report["against"].values()):
         assert set(part["latency_ms"]) == set(part["throughput"]) == {str(batch) for batch in BATCHES}
         for batch, latency in part["latency_ms"].items():
             assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
@@ -94,7 +95,7 @@ def test_the_report_is_the_contract(report: dict[str, Any], tiny_model: Path) ->
     assert len(report["model"]["learners"]) == len(LEARNERS)
     assert report["machine"]["threads"] == 1
     assert report["machine"]["provider"] == "CPUExecutionProvider"
-    assert {"python", "onnxruntime", "torch"} <= set(report["machine"]["versions"])
+    assert {"python", "onnxruntime", "openvino", "torch"} <= set(report["machine"]["versions"])
     assert json.loads(json.dumps(report)) == report
 
 

@@ -17,7 +17,7 @@ from tailstack import datastore as datastores
 from tailstack.artifact import INPUT, PROBABILITIES
 from tailstack.datastore import Datastore
 from tailstack.images import decode
-from tailstack.session import open_session
+from tailstack.session import open_session, runtime_version
 from tests.serving.conftest import encoded, saved, web
 
 
@@ -272,6 +272,7 @@ def test_a_body_of_unknown_length_is_limited_too(server: str) -> None:
 
 def test_model_says_what_is_served(server: str) -> None:
     model = web.get(f"{server}/model").json()
+    assert model["runtime"] == runtime_version()
     assert model["execution_provider"] in {"CPUExecutionProvider", "CUDAExecutionProvider"}
     assert len(model["classes"]) == 6
     assert len(model["learners"]) == 2
