@@ -1,16 +1,14 @@
 """The model that answers, and its exchange for a new version of the file while requests go on."""
 
 import asyncio
-import ctypes
-import gc
 import logging
-import sys
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from serving.memory import give_back_memory
 from serving.metrics import METRICS
 from serving.runtime import Model
 from serving.settings import ServerSettings
@@ -48,7 +46,7 @@ class LiveModel:
             try:
                 return await self._exchange()
             finally:
-                await asyncio.get_running_loop().run_in_executor(self._loader, _give_back_memory)
+                await asyncio.get_running_loop().run_in_executor(self._loader, give_back_memory)
 
     async def _exchange(self) -> bool:
         try:
@@ -94,24 +92,18 @@ class LiveModel:
         with suppress(RuntimeError):
             # Python calls this before it frees the model's parts, its session above all.
             self._loader.submit(time.sleep, _PARTS_FREED_S)
-            self._loader.submit(_give_back_memory)
+            self._loader.submit(give_back_memory)
 
     def _load(self) -> Model:
         settings = self._settings
         threads = settings.threads_per_worker
-        return Model.load(settings.model, settings.device, threads, settings.max_batch, settings.runtime)
+        return Model.load(
+            settings.model, settings.device, threads, settings.max_batch, settings.runtime, settings.setup()
+        )
 
     def _signature(self) -> Signature:
         model = self._settings.model
         return tuple(_stat(path) for path in (model, model.with_name(f"{model.name}.sha256")))
-
-
-def _give_back_memory() -> None:
-    """Let go of what a model that is gone took: glibc keeps it, and a server would grow with each reload."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from serving.tuning import Setup
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
 from tailstack.engine import Engine, Runtime, open_engine
 from tailstack.engine_onnxruntime import padded_size
@@ -52,8 +53,17 @@ class Model:
         threads: int = 1,
         max_batch: int = 1,
         runtime: Runtime = "onnxruntime",
+        setup: Setup | None = None,
     ) -> "Model":
         """Load a file, check it, and run batches of it so that the first requests find it warm.
+
+        Args:
+            path: the file.
+            device: as in `tailstack.session.open_session`.
+            threads: threads of one inference on the CPU.
+            max_batch: images of one inference at most.
+            runtime: what runs the file.
+            setup: what `serving.tuning` chose; the default is all threads.
 
         Raises:
             UserError: the file is missing, not ours, damaged, not what its sidecar says, or can't be run.
@@ -62,12 +72,14 @@ class Model:
         content = _read(path)
         digest = hashlib.sha256(content).hexdigest()
         _check_sidecar(path, digest)
-        engine = narrow = open_engine(path, runtime, device, threads, content=content)
+        setup = setup or Setup(threads=threads)
+        engine = narrow = open_engine(path, runtime, device, setup.threads, content=content, tuning=setup.tuning)
         slots = 1
         if engine.on_cpu:
             slots = SLOTS_PER_THREAD * threads
             if threads > 1:
-                narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content)
+                tuning = Tuning(level=setup.level)
+                narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content, tuning=tuning)
         model = cls(_artifact(engine, path), digest[:12], engine, narrow, slots)
         for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)

@@ -17,8 +17,10 @@ from starlette.types import ASGIApp
 
 from serving import logs
 from serving.connections import guard_connections
+from serving.memory import give_back_memory
 from serving.runtime import check_model
-from serving.settings import METRICS_DIRECTORY, ServerSettings
+from serving.settings import METRICS_DIRECTORY, TUNED, ServerSettings
+from serving.tuning import is_worthwhile, tuned
 from tailstack.engine import open_engine
 from tailstack.errors import UserError
 
@@ -89,8 +91,19 @@ class Tailstack:
             os.environ.setdefault(name, value)
         _or_exit(_check)
         logs.configure()
-        if _or_exit(ServerSettings.from_environment).workers > 1:
+        settings = _or_exit(ServerSettings.from_environment)
+        _or_exit(lambda: _share_tuning(settings))
+        if settings.workers > 1:
             _share_metrics()
+
+
+def _share_tuning(settings: ServerSettings) -> None:
+    """Measure once what all workers take: side by side they would measure each other."""
+    os.environ.pop(TUNED, None)
+    threads = settings.threads_per_worker
+    if settings.tune == "on" and is_worthwhile(settings.runtime, settings.device, threads):
+        os.environ[TUNED] = tuned(settings.model, threads).model_dump_json()
+        give_back_memory()
 
 
 def _share_metrics() -> None:

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from serving.tuning import Setup
 from tailstack.engine import Runtime
 from tailstack.errors import UserError
 from tailstack.session import Device
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 PREFIX = "TAILSTACK_"
 METRICS_DIRECTORY = "TAILSTACK_METRICS_DIR"
 """Set by the server itself, for its workers."""
+TUNED = "TAILSTACK_TUNED"
+"""Set by the server itself, for its workers: a `Setup` as JSON."""
 _ROOT = Path(__file__).parent.parent
 
 
@@ -51,6 +54,8 @@ class ServerSettings(BaseModel):
     """Processes, each with the model."""
     threads: int = Field(default=0, ge=0)
     """Threads of one inference on the CPU; 0 shares the cores among the workers."""
+    tune: Literal["on", "off"] = "on"
+    """Whether ONNX Runtime's settings on the CPU are measured at the first start with a model."""
     max_batch: int = Field(default=16, ge=1)
     """Images that one inference takes at most."""
     max_queue: int = Field(default=128, ge=1)
@@ -117,6 +122,11 @@ class ServerSettings(BaseModel):
     def threads_per_worker(self) -> int:
         """Threads of one inference, once the cores are shared among the workers."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
+
+    def setup(self) -> Setup:
+        """Return how a batch that has the cores to itself is run: as was measured, or on all threads."""
+        measured = os.environ.get(TUNED)
+        return Setup.model_validate_json(measured) if measured else Setup(threads=self.threads_per_worker)
 
     def keys(self) -> tuple[str, ...]:
         """Return the API keys of the variable and of the file.

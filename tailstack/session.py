@@ -67,7 +67,7 @@ def open_session(
     if content is None and not path.is_file():
         raise UserError(f"model {path} doesn't exist; make one with: python -m export RUN --output {path}")
     order = _ORDER[device]
-    if device == "auto" and _PROVIDERS["cuda"] not in runtime.get_available_providers():
+    if device == "auto" and not cuda_is_offered():
         order = ["cpu"]
     if order != ["cpu"]:
         # The CUDA provider finds its libraries in their Python packages.
@@ -78,6 +78,15 @@ def open_session(
             f"device {device} was asked for, but ONNX Runtime could not use it: check the driver, or ask for auto"
         )
     return session
+
+
+def cuda_is_offered() -> bool:
+    """Return whether the installed build may run on CUDA; whether it does only a session tells.
+
+    Raises:
+        UserError: no ONNX Runtime or two are installed.
+    """
+    return _PROVIDERS["cuda"] in _import_runtime().get_available_providers()
 
 
 def provider_in_use(session: "onnxruntime.InferenceSession") -> str:
@@ -104,6 +113,8 @@ def _load(
     level = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}[tuning.level]
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuning.spinning)))
+    # Between inferences nothing spins.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # Else ONNX Runtime looks for a format of its own first, which it checks less.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if content is not None:

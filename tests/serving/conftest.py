@@ -60,7 +60,7 @@ def serve_command(port: int, host: str = "127.0.0.1") -> list[str]:
 
 
 def serve_environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **variables}
+    return {**os.environ, "BENTOML_DO_NOT_TRACK": "True", "TAILSTACK_TUNE": "off", **variables}
 
 
 def free_port() -> int:

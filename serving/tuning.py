@@ -1,0 +1,194 @@
+"""How a batch that has the cores to itself runs fastest in ONNX Runtime: measured once a machine and model, and kept.
+
+Measured are all threads, half as many, threads that spin while they wait, and the graph without the layout for vectors:
+a lone picture, one beside which another one comes in, and a batch. Only what wins clearly, and loses nowhere, replaces
+the default: all threads, without spinning. (Spinning makes a lone client faster and several slower: on two cores
+EfficientNet-Lites answered one client 1.33 times as fast, and two to eight clients 0.95 to 0.97 times.)
+"""
+
+import hashlib
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from tailstack.artifact import LEARNER_PROBABILITIES, PROBABILITIES, Artifact
+from tailstack.engine import Engine, open_engine
+from tailstack.errors import UserError
+from tailstack.files import write_text
+from tailstack.images import Pixels
+from tailstack.session import Tuning, cuda_is_offered, runtime_version
+
+logger = logging.getLogger("tailstack")
+BUDGET_S = 3.5
+"""All of a measurement, but for the call that it ends in."""
+ROUNDS = 7
+FEWEST_ROUNDS = 3
+BATCH = 8
+GAIN, LOSS = 0.9, 1.02
+"""Time beside the default's: at most GAIN in the mean over what is measured, and at most LOSS in each."""
+_PICTURE, _TWO, _BATCH = "picture", "picture and another one beside it", "batch"
+
+
+class Setup(BaseModel):
+    """What is chosen for a batch that has the cores to itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(ge=1)
+    spinning: bool = False
+    level: Literal["all", "extended"] = "all"
+
+    @property
+    def tuning(self) -> Tuning:
+        """The part that a session takes besides its threads."""
+        return Tuning(self.spinning, self.level)
+
+
+Times = Mapping[Setup, Mapping[str, list[float]]]
+"""Seconds, by setup and situation."""
+
+
+def tuned(model: Path, threads: int) -> Setup:
+    """Return the setup that wins for a file on the CPU, from the cache where it has been measured before.
+
+    Args:
+        model: the file.
+        threads: threads of one inference at most.
+
+    Raises:
+        UserError: the file can't be loaded.
+    """
+    content = model.read_bytes()
+    path = cache_path(content, threads)
+    kept = _kept(path, threads)
+    if kept is not None:
+        return kept
+    setup = choose(measure(model, content, candidates(threads)))
+    logger.info("measured for %s: %s", model.name, setup)
+    try:
+        write_text(path, setup.model_dump_json() + "\n")
+    except UserError as error:
+        logger.info("what was measured isn't kept: %s", error)
+    return setup
+
+
+def is_worthwhile(runtime: str, device: str, threads: int) -> bool:
+    """Return whether there is something to choose: several threads in ONNX Runtime, and surely on the CPU."""
+    if runtime != "onnxruntime" or threads == 1:
+        return False
+    return device == "cpu" or (device == "auto" and not cuda_is_offered())
+
+
+def candidates(threads: int) -> list[Setup]:
+    """Return what is measured, the default first."""
+    default = Setup(threads=threads)
+    others = ({"spinning": True}, {"threads": max(1, threads // 2)}, {"level": "extended"})
+    return [default, *(default.model_copy(update=changes) for changes in others)]
+
+
+def choose(times: Times) -> Setup:
+    """Return the fastest setup; the default, which comes first, unless another one is clearly faster."""
+    default = next(iter(times))
+    best, least = default, GAIN
+    for setup, found in times.items():
+        if any(len(found[name]) < FEWEST_ROUNDS for name in (_PICTURE, _TWO, _BATCH)):
+            return default
+        ratios = [statistics.median(found[name]) / statistics.median(times[default][name]) for name in found]
+        mean = statistics.geometric_mean(ratios)
+        if max(ratios) <= LOSS and mean <= least:
+            best, least = setup, mean
+    return best
+
+
+def measure(model: Path, content: bytes, setups: list[Setup], budget: float = BUDGET_S) -> Times:
+    """Time the setups in turns, within `budget` seconds.
+
+    Raises:
+        UserError: the file can't be loaded.
+    """
+    end = time.perf_counter() + budget
+    engines = {
+        setup: open_engine(model, "onnxruntime", "cpu", setup.threads, content=content, tuning=setup.tuning)
+        for setup in setups
+    }
+    beside = open_engine(model, "onnxruntime", "cpu", 1, content=content)
+    height, width = Artifact.from_properties(beside.properties, model).image_size
+    noise = np.random.default_rng(0).integers(0, 256, (BATCH, height, width, 3), dtype=np.uint8)
+    times: dict[Setup, dict[str, list[float]]] = {setup: defaultdict(list) for setup in setups}
+    with ThreadPoolExecutor(1) as other:
+
+        def run_two(engine: Engine) -> None:
+            second = other.submit(_run, beside, noise[:1])
+            _run(engine, noise[:1])
+            second.result()
+
+        situations: dict[str, Callable[[Engine], object]] = {
+            _PICTURE: lambda engine: _run(engine, noise[:1]),
+            _TWO: run_two,
+            _BATCH: lambda engine: _run(engine, noise),
+        }
+        for _ in range(ROUNDS):
+            for name, run in situations.items():
+                for setup, engine in engines.items():
+                    if time.perf_counter() > end:
+                        return times
+                    times[setup][name].append(_seconds(run, engine))
+    return times
+
+
+def cache_path(content: bytes, threads: int) -> Path:
+    """Return where the choice for a file on this machine is kept."""
+    cores = sorted(os.sched_getaffinity(0))
+    machine = json.dumps([_processor(), cores, threads, runtime_version()])
+    key = hashlib.sha256(hashlib.sha256(content).digest() + machine.encode()).hexdigest()[:24]
+    return _cache_folder() / "tailstack" / f"tuning-{key}.json"
+
+
+def _cache_folder() -> Path:
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache"
+    # A container's user may have no home.
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
+
+
+def _kept(path: Path, threads: int) -> Setup | None:
+    try:
+        setup = Setup.model_validate_json(path.read_bytes())
+    # A damaged file is measured anew.
+    except (OSError, ValueError):
+        return None
+    return setup if setup.threads <= threads else None
+
+
+def _run(engine: Engine, images: Pixels) -> None:
+    engine.run(images, (PROBABILITIES, LEARNER_PROBABILITIES))
+
+
+def _seconds(run: Callable[[Engine], object], engine: Engine) -> float:
+    # The setup before has left its own data in the caches.
+    run(engine)
+    start = time.perf_counter()
+    run(engine)
+    return time.perf_counter() - start
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
