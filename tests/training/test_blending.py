@@ -51,3 +51,11 @@ def test_a_blend_is_a_distribution_and_keeps_the_best_class() -> None:
     plain, blended = plain_average(2).apply(votes), Blend((0.5, 0.5), 2.0).apply(votes)
     np.testing.assert_allclose(blended.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(blended.argmax(axis=1), plain.argmax(axis=1))
+
+
+def test_a_blend_by_hand() -> None:
+    votes = np.array([[[0.8, 0.2], [0.4, 0.6]]])
+    # The mean, three to one, is 0.7 and 0.3; at a temperature of 0.5 its odds are squared: 49 to 9.
+    np.testing.assert_allclose(Blend((0.75, 0.25)).apply(votes), [[0.7, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(Blend((0.75, 0.25), 0.5).apply(votes), [[49 / 58, 9 / 58]], rtol=1e-6)
+    np.testing.assert_allclose(plain_average(2).apply(votes), [[0.6, 0.4]], rtol=1e-6)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from tailstack import datastore as datastores
@@ -207,6 +208,20 @@ def test_what_a_recipe_changes_is_exported_and_resumed_alike(
     for learner in record.learners:
         paths = [learner_folder(tmp_path / name, learner.name) / WEIGHTS_FILE for name in ("run", "stopped")]
         assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_the_moving_average_lies_between_the_first_weights_and_the_last(tiny_datastore: Path, tmp_path: Path) -> None:
+    head = {}
+    for decay in (0.0, 1e-6, 0.5, 1 - 1e-6):
+        output = tmp_path / str(decay)
+        record = fit(settings(tiny_datastore, output, technique="baseline", ema=decay, lr=0.01))
+        weights = load_file(learner_folder(output, record.learners[0].name) / WEIGHTS_FILE)
+        head[decay] = next(tensor for name, tensor in weights.items() if name.endswith("classifier.weight"))
+    last = head[0.0]
+    torch.testing.assert_close(head[1e-6], last, atol=1e-5, rtol=1e-3)
+    distances = [float((head[decay] - last).norm()) for decay in (1e-6, 0.5, 1 - 1e-6)]
+    assert distances == sorted(distances)
+    assert distances[1] > 10 * distances[0]
 
 
 def test_class_weights_of_a_class_that_is_not_there(tiny_datastore: Path, tmp_path: Path) -> None:
