@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--architecture", type=str, default="tf_efficientnet_lite0")
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--num_workers", type=int, default=1)
+    parser.add_argument("--num_workers", type=int, help="the default is that of `fit`")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()

@@ -85,8 +85,9 @@ class FitSettings:
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     blend: bool | None = None
     """Fit the learners' weights and a temperature on validation, and keep them where they help there."""
-    num_workers: int = 1
-    """Processes that augment images beside the training."""
+    num_workers: int | None = None
+    """Processes that read and augment batches; the default is 2 beside a GPU, and none without one, where they would
+    take the cores from training (images that don't fit into memory get 1)."""
     val_fraction: float = 0.2
     """Share of each class that is held out for validation, where the datastore has no val.json."""
     seed: int = 0
