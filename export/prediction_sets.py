@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tailstack.artifact import PredictionSetCard
 from tailstack.metrics import Labels, Probabilities, groups
 
-COVERAGES = (0.8, 0.9, 0.95)
+COVERAGES = (0.9, 0.95, 0.99)
 _ROUNDING = 1e-9
 
 

@@ -53,7 +53,7 @@ def test_disagreement(model: Model, votes: list[list[float] | None], expected: f
 def test_a_request_gets_the_set_of_its_coverage(server: str, store: Datastore, model: Model) -> None:
     data = store.test.read(0)
     offered = web.get(f"{server}/model").json()["coverages"]
-    assert offered == [0.8, 0.9, 0.95]
+    assert offered == [0.9, 0.95, 0.99]
     sizes = []
     for coverage in offered:
         answer = web.post(f"{server}/classify", params={"coverage": coverage, "top_k": 6}, content=data).json()
@@ -79,4 +79,4 @@ def test_a_coverage_that_is_not_offered_is_refused(server: str, store: Datastore
     response = web.post(f"{server}/classify", params={"coverage": coverage}, content=store.test.read(0))
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "bad_coverage"
-    assert "0.8, 0.9, 0.95" in response.json()["error"]["message"]
+    assert "0.9, 0.95, 0.99" in response.json()["error"]["message"]
