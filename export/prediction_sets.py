@@ -31,11 +31,13 @@ def calibrate(probabilities: Probabilities, labels: Labels, class_counts: Labels
     for coverage in COVERAGES:
         by_class = np.zeros(len(class_counts))
         for number in np.unique(group):
-            # A group in which too few images validate to tell takes all images.
             inside = group[labels] == number
-            if inside.sum() < 1 / (1 - coverage):
-                inside = np.ones(len(labels), dtype=bool)
-            by_class[group == number] = _threshold(true[inside], labels[inside], coverage)
+            by_class[group == number] = (
+                _threshold(true[inside], labels[inside], coverage)
+                if inside.sum() >= 1 / (1 - coverage)
+                # Too few images to tell: no more than all images allow, and than the group's own least probable one.
+                else min([_threshold(true, labels, coverage), *true[inside]])
+            )
         thresholds[f"{coverage:g}"] = by_class.tolist()
     return PredictionSetCard(thresholds=thresholds, images=len(labels))
 

@@ -45,13 +45,27 @@ def test_groups_have_thresholds_of_their_own() -> None:
     assert card.thresholds["0.9"] == pytest.approx([0.9, 0.2])
 
 
-def test_a_group_with_too_few_images_takes_all() -> None:
-    labels = np.array([0] * 100 + [1] * 3)
-    true = [0.9] * 100 + [0.2] * 3
-    card = calibrate(two_classes(true, labels.tolist()), labels, np.array([MANY_IMAGES, FEW_IMAGES]))
-    assert card.thresholds["0.9"][0] == pytest.approx(0.9)
-    assert card.thresholds["0.9"][1] == pytest.approx(0.2)
-    assert calibrate(two_classes(true, labels.tolist()), labels, np.array([MANY_IMAGES] * 2)).thresholds["0.9"][1] > 0
+def test_a_group_with_too_few_images_is_careful() -> None:
+    # 25 images of each of four classes at 0.9, and three of a rare one: all together reach 0.3 in 9 of 10 cases.
+    labels = np.repeat(np.arange(5), [25, 25, 25, 25, 3])
+    true = np.array([0.9] * 100 + [0.4, 0.3, 0.2])
+    probabilities = np.repeat((1 - true)[:, None] / 4, 5, axis=1)
+    probabilities[np.arange(103), labels] = true
+    alike = calibrate(probabilities, labels, np.array([MANY_IMAGES] * 5))
+    assert alike.thresholds["0.9"] == pytest.approx([0.3] * 5)
+    rare = calibrate(probabilities, labels, np.array([MANY_IMAGES] * 4 + [FEW_IMAGES]))
+    assert rare.thresholds["0.9"] == pytest.approx([0.9] * 4 + [0.2])
+    none = calibrate(probabilities[:100], labels[:100], np.array([MANY_IMAGES] * 4 + [FEW_IMAGES]))
+    assert none.thresholds["0.9"] == pytest.approx([0.9] * 5)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_larger_coverage_has_larger_sets(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probabilities, labels = softmax(rng.normal(0, 2, (60, 5)), axis=1), rng.integers(0, 5, 60)
+    card = calibrate(probabilities, labels, np.array([400, 300, 90, 50, 10]))
+    thresholds = [card.thresholds[f"{coverage:g}"] for coverage in COVERAGES]
+    assert (np.diff(thresholds, axis=0) <= 0).all()
 
 
 @given(st.integers(0, 2**32 - 1))
