@@ -39,8 +39,11 @@ needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk makes th
 def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' own environment in the place of FastAPI's: it has all that this peer needs."""
     folder = tmp_path_factory.mktemp("environments")
-    (folder / "fastapi").symlink_to(sys.prefix)
-    Path(sys.prefix, ".installed").touch()
+    environment = folder / "fastapi"
+    environment.mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (environment / part).symlink_to(Path(sys.prefix, part))
+    (environment / ".installed").touch()
     return folder
 
 
