@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
-from tailstack.metrics import CALIBRATION_BINS, FEW_UNDER, MANY_OVER
-from training.figures import (
+from tailstack.figures import (
     BASELINE_COLOUR,
     CHOSEN_COLOUR,
     GROUP_COLOURS,
@@ -22,14 +21,20 @@ from training.figures import (
     short,
     write_csv,
 )
+from tailstack.metrics import CALIBRATION_BINS, FEW_UNDER, MANY_OVER
+from tailstack.plots import (
+    NAMED,
+    WRITTEN,
+    confusion_height,
+    confusion_order,
+    count_axis,
+    draw_confusion,
+    draw_reliability,
+)
 from training.report_data import BASELINE, Floats, Group, Series, spread
 from training.report_fit import fit_counts
 from training.report_tables import GROUPS, number
 
-SHADED, WRITTEN = 0.01, 0.05
-"""Shares of a class's images from which a confusion matrix has a colour, and a figure."""
-NAMED = 60
-"""Classes beyond which an axis doesn't name each."""
 ALIKE = 1.1
 """Times that the largest class has the smallest one's images below which all count as having the same."""
 LABELLED_BARS = 36
@@ -111,7 +116,7 @@ def _accuracy_by_count(group: Group, featured: Sequence[Series], path: Path) -> 
                 middle, low, high = fit.curve(grid)
                 axis.fill_between(grid, low, high, color=colour(series), alpha=0.13, linewidth=0)
                 axis.plot(grid, middle, color=colour(series))
-        _count_axis(axis, counts)
+        count_axis(axis, counts)
         axis.set(ylabel="test accuracy of a class", ylim=(-0.03, 1.03))
         percent(axis)
         axis.legend(loc="lower right")
@@ -124,16 +129,6 @@ def _accuracy_by_count(group: Group, featured: Sequence[Series], path: Path) -> 
     write_csv(path.with_suffix(".csv"), header, rows)
     trend = " The lines are a logistic fit against the logarithm of the count, with its 95% interval." if fitted else ""
     return f"A point is a class: its accuracy on the test split against its training images.{trend}"
-
-
-def _count_axis(axis: Axes, counts: Floats) -> None:
-    axis.set_xlabel("training images of the class")
-    if counts.min() > 0 and counts.max() / counts.min() > 2:
-        axis.set_xscale("log")
-        steps = [base * 10**power for power in range(7) for base in (1, 2, 5)]
-        axis.set_xticks([step for step in steps if counts.min() <= step <= counts.max()])
-        axis.xaxis.set_major_formatter(ScalarFormatter())
-        axis.minorticks_off()
 
 
 def _groups(group: Group, _featured: Sequence[Series], path: Path) -> str:
@@ -179,39 +174,14 @@ def _confusion(group: Group, featured: Sequence[Series], path: Path) -> str:
     names = group.cell.run.classes
     rows: list[Row] = [[names[i], names[j], float(matrix[i, j])] for i in order for j in order if matrix[i, j]]
     write_csv(path.with_suffix(".csv"), ("true", "predicted", "share"), rows)
-    if len(order) > NAMED:
-        order = np.sort(np.argsort(np.diag(matrix), kind="stable")[:NAMED])
-        order = order[np.argsort(-group.counts[order], kind="stable")]
-    part = matrix[np.ix_(order, order)]
-    with drawing(path, float(np.clip(2.4 + 0.12 * len(order), 4.6, 8.4))) as (axis,):
-        right = np.eye(len(part), dtype=bool)
-        for kept, colours, most in ((right, "Blues", 1.0), (~right, "Oranges", 0.4)):
-            shares = np.ma.masked_array(part, ~kept | (part < SHADED))
-            axis.imshow(shares, cmap=colours, vmin=0, vmax=most, interpolation="nearest", aspect="auto")
-        labels = [f"{short(names[i])}  {group.counts[i]}" for i in order]
-        size = float(np.clip(300 / len(order), 7.0, 11))
-        axis.set_xticks(range(len(order)), [short(names[i]) for i in order], rotation=90, fontsize=size)
-        axis.set_yticks(range(len(order)), labels, fontsize=size)
-        axis.set(xlabel="predicted class", ylabel="true class, with its training images")
-        axis.tick_params(length=0)
-        axis.grid(visible=False)
-        axis.hlines(np.arange(0.5, len(part) - 1), -0.5, len(part) - 0.5, color="#EEEEEE", linewidth=0.5, zorder=0)
-        axis.vlines(np.arange(0.5, len(part) - 1), -0.5, len(part) - 0.5, color="#EEEEEE", linewidth=0.5, zorder=0)
-        _write_shares(axis, part)
+    order = confusion_order(matrix, group.counts)
+    with drawing(path, confusion_height(len(order))) as (axis,):
+        draw_confusion(axis, matrix[np.ix_(order, order)], [names[i] for i in order], group.counts[order])
     part_of = f" The {NAMED} classes of the lowest accuracy." if len(names) > NAMED else ""
     return (
         f"What `{series.technique}` takes a class for (blue is right, orange is wrong), in percent of its test images, "
         f"written from {WRITTEN:.0%}; the largest classes come first.{part_of}"
     )
-
-
-def _write_shares(axis: Axes, part: Floats) -> None:
-    """Write the percentage of what is often answered."""
-    size = float(np.clip(330 / len(part), 6.5, 11))
-    for i, j in np.argwhere(part >= WRITTEN):
-        dark = part[i, j] > (0.55 if i == j else 0.25)
-        text = f"{100 * part[i, j]:.0f}"
-        axis.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else INK)
 
 
 def _training_curves(group: Group, featured: Sequence[Series], path: Path) -> str:
@@ -266,21 +236,11 @@ def _reliability(group: Group, featured: Sequence[Series], path: Path) -> str:
     with drawing(path, 4.2, panels=len(featured)) as axes:
         for axis, series in zip(axes, featured, strict=True):
             images, confidence, accuracy = reliability_bins(series)
-            full = images > 0
-            places = (np.flatnonzero(full) + 0.5) / CALIBRATION_BINS
-            axis.bar(places, accuracy[full], 0.94 / CALIBRATION_BINS, color=colour(series), alpha=0.3)
-            areas = 700 * images[full] / images.sum()
-            axis.scatter(
-                confidence[full], accuracy[full], s=np.maximum(areas, 6), color=colour(series), zorder=3, clip_on=False
-            )
-            axis.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
+            draw_reliability(axis, images, confidence, accuracy, colour(series))
             axis.set_title(f"{series.technique}: ECE {number(series.spread('ece').mean, 3)}")
-            axis.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-            percent(axis)
-            percent(axis, x=True)
             rows += [
                 [series.technique, i / CALIBRATION_BINS, int(images[i]), float(confidence[i]), float(accuracy[i])]
-                for i in np.flatnonzero(full)
+                for i in np.flatnonzero(images)
             ]
         axes[0].set_ylabel("share that is right")
     write_csv(path.with_suffix(".csv"), ("technique", "bin_from", "images", "confidence", "accuracy"), rows)

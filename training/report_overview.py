@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from training.figures import BASELINE_COLOUR, CHOSEN_COLOUR, GREY, INK, Row, drawing, percent, write_csv
+from tailstack.figures import BASELINE_COLOUR, CHOSEN_COLOUR, GREY, INK, Row, drawing, percent, write_csv
 from training.report_data import BASELINE, Floats, Group
 from training.report_figures import Shown
 from training.report_tables import number

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tailstack.errors import UserError
+from tailstack.figures import BLUE, INK, Row, drawing, percent, write_csv
 from training.cells import Cell
-from training.figures import BLUE, INK, Row, drawing, percent, write_csv
 from training.report_figures import Shown
 from training.report_overview import scatter_named
 from training.report_tables import bold, markdown_table, number

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.figures import Row, write_csv
+from tailstack.figures import Row, write_csv
 from training.report_data import BASELINE, Group, Series, Spread, ordered
 
 GROUPS = ("many", "medium", "few")
