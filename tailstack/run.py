@@ -3,6 +3,7 @@
 config.yaml                       every setting; repeats the run
 budget.json                       the plan of a run with a budget of time, and the epochs of each learner so far
 split.json                        which images of train.json are trained on, and which validate
+answers-<digest>.npy              of a student's run: what its teacher answers to the training images
 learners/<k>-<architecture>/      weights.safetensors, checkpoint, metrics.csv, TensorBoard events
 ensemble.json                     written last: its presence means that the run is finished
 """

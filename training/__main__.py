@@ -1,4 +1,4 @@
-"""The command line: `python -m training prepare|fit|compare|sweep|report`."""
+"""The command line: `python -m training prepare|fit|distill|compare|sweep|report`."""
 
 from collections.abc import Callable, Collection
 from dataclasses import fields
@@ -11,12 +11,18 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from tailstack.errors import UserError, run_command
 from training.settings import LITE_TRIO, CompareSettings, FitSettings, PrepareSettings, SweepSettings
 
-_OF_A_CELL = {"datastore", "output", "technique", "seed", "budget"}
+_OF_A_CELL = {"datastore", "output", "technique", "teacher", "seed", "budget"}
 """Settings of `fit` that `compare` chooses, and the budget: what is compared has to be trained alike."""
 _NOT_SWEPT = {
-    *("datastore", "output", "architectures", "technique", "tau", "class_weights", "budget"),
+    *("datastore", "output", "architectures", "technique", "teacher", "tau", "class_weights", "budget"),
     *("cluster", "cpus_per_learner"),  # a sweep's trials are what is parallel
 }
+
+_OF_THE_TEACHER = {
+    *("datastore", "output", "architectures", "technique", "teacher", "budget"),
+    *("threshold", "bag_split", "val_fraction", "seed"),  # its bags and its split
+}
+"""Settings of `fit` that `distill` takes from the run, or from flags of its own."""
 
 
 def _prepare_parser() -> ArgumentParser:
@@ -41,6 +47,20 @@ def _fit_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, description=FitSettings.__doc__)
     _add_config(parser)
     parser.add_class_arguments(FitSettings)
+    return parser
+
+
+def _distill_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        description="Train one learner by the answers of a run's whole ensemble; the same command again goes on.",
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--architecture", type=str | None, help="a timm model; else that of the smallest learner")
+    parser.add_argument("--output", type=Path | None, help="folder of the student's run; else RUN-student")
+    for name, hint in get_type_hints(FitSettings).items():
+        if name not in _OF_THE_TEACHER:
+            parser.add_argument(f"--{name}", type=hint | None, help="as of fit; else as RUN has it")
     return parser
 
 
@@ -101,6 +121,13 @@ def _fit(values: dict[str, Any], given: Collection[str]) -> None:
     fit(FitSettings(**values), given=given)
 
 
+def _distill(values: dict[str, Any], _given: Collection[str]) -> None:
+    from training.distill import distill
+
+    run, architecture, output = (values.pop(name) for name in ("run", "architecture", "output"))
+    distill(run, architecture, output, {name: value for name, value in values.items() if value is not None})
+
+
 def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.compare import compare
 
@@ -131,6 +158,7 @@ def _report(values: dict[str, Any], _given: Collection[str]) -> None:
 _COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[dict[str, Any], Collection[str]], None], str]] = {
     "prepare": (_prepare_parser, _prepare, "image folder, zip or known data set -> datastore"),
     "fit": (_fit_parser, _fit, "datastore -> trained run"),
+    "distill": (_distill_parser, _distill, "run -> one learner, taught by the run's ensemble"),
     "compare": (_compare_parser, _compare, "techniques x datastores x seeds -> a table, with a report"),
     "sweep": (_sweep_parser, _sweep, "settings given as lists -> the best combination, on Ray Tune"),
     "report": (_report_parser, _report, "the results of a comparison -> tables and figures"),

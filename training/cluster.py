@@ -3,7 +3,6 @@
 On a CPU two learners on a core each are trained faster than one after the other on both: not all of a step is parallel.
 """
 
-import dataclasses
 import logging
 import os
 
@@ -38,7 +37,9 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES)(_train)
         shared = ray.put(data)
-        absolute = [dataclasses.replace(task, folder=task.folder.resolve()) for task in tasks]
+        absolute = [
+            Task(task.plan, task.folder.resolve(), task.start.resolve() if task.start else None) for task in tasks
+        ]
         ray.get([remote.remote(task, shared, classes, settings, cpus) for task in absolute])
     finally:
         ray.shutdown()

@@ -11,7 +11,7 @@ from training.cells import Cell, cell_name, cell_path
 from training.fit import fit
 from training.report import report
 from training.settings import CompareSettings, FitSettings
-from training.techniques import TECHNIQUES, find_technique
+from training.techniques import TECHNIQUES, completed
 
 
 def compare(settings: CompareSettings, base: FitSettings) -> Path:
@@ -29,10 +29,11 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
     """
     console = Console()
     make_folder(settings.output)
-    techniques = list(TECHNIQUES) if settings.techniques == ["all"] else settings.techniques
-    for name in techniques:
-        find_technique(name)
+    every = [name for name, technique in TECHNIQUES.items() if not technique.taught]
+    techniques = every if settings.techniques == ["all"] else settings.techniques
     todo = list(_cells(settings, techniques, base))
+    for _, chosen in todo:
+        completed(chosen)  # a technique that can't be trained is found before any training
     for number, (path, chosen) in enumerate(todo, 1):
         if path.exists():
             continue

@@ -25,6 +25,7 @@ from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
 from training.sharing import adopt, note_origin, origin
 from training.task import Task, class_factors, quieten, train_task
+from training.teacher import Teacher
 from training.techniques import completed, plan_learners
 
 SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices", "cluster", "cpus_per_learner")
@@ -57,6 +58,7 @@ def fit(
     if settings.budget:
         settings, pace = within_budget(settings, store, given, console, began)
     settings = completed(settings)
+    teacher = Teacher.load(settings.teacher) if settings.teacher else None
     run = _open_run(settings)
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
@@ -64,8 +66,18 @@ def fit(
     if pace:
         pace.begin([plan.name for plan in plans])
     pixels = load_pixels({"train": train, "val": val, "test": store.test}, image_size)
-    data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels, digest=sha256(run / SPLIT_FILE))
-    todo = [Task(plan, learner_folder(run, plan.name)) for plan in plans]
+    data = TrainingData(
+        pixels["train"],
+        train.labels,
+        pixels["val"],
+        val.labels,
+        digest=sha256(run / SPLIT_FILE),
+        answers=teacher.answers(train, pixels["train"], image_size, run) if teacher else None,
+    )
+    todo = [
+        Task(plan, learner_folder(run, plan.name), teacher.start(plan, settings.resolution) if teacher else None)
+        for plan in plans
+    ]
     todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
     _train(todo, data, store.classes, settings, Audience(console, on_epoch), pace)
     record = evaluate_run(plans, store, image_size, data, pixels["test"], settings)
@@ -101,7 +113,7 @@ def _train(
 
         train_on_cluster(tasks, data, classes, settings)
         return
-    for architecture in {task.plan.architecture for task in tasks if settings.pretrained}:
+    for architecture in {task.plan.architecture for task in tasks if settings.pretrained and not task.start}:
         fetch_pretrained(architecture, settings.resolution)
     for task in tasks:
         chosen, listener = pace.lead(task.plan.name, settings, audience) if pace else (settings, audience)
@@ -142,10 +154,13 @@ def _training_split(store: Datastore, settings: FitSettings, run: Path) -> tuple
     path = run / SPLIT_FILE
     digests = store.digests()
     if not path.exists():
-        write_json(path, {"datastore_sha256": digests, **_held_out(store, settings)}, indent=None)
+        drawn = {"datastore_sha256": digests, **_held_out(store, settings)}
+        # What validates a student has to be new to its teacher too.
+        write_json(path, read_json(settings.teacher / SPLIT_FILE) if settings.teacher else drawn, indent=None)
     split = read_json(path)
     if split["datastore_sha256"] != digests:
-        raise UserError(f"datastore {store.path} has changed since {run} was begun: choose another --output")
+        begun = settings.teacher or run
+        raise UserError(f"datastore {store.path} has changed since {begun} was begun: choose another --output")
     if store.val is not None:
         return store.train, store.val
     return store.train.subset(np.array(split["train"])), store.train.subset(np.array(split["val"], dtype=np.int64))

@@ -24,7 +24,7 @@ from tailstack.files import whole_file, write_text
 from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
-from training.losses import LongTailLoss
+from training.losses import LongTailLoss, with_teacher
 from training.schedule import Growth
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
@@ -61,10 +61,13 @@ class LearnerTraining(L.LightningModule):
         """Seed what has no generator of its own (dropout), so that an epoch is the same after a resume."""
         torch.manual_seed(self.plan.seed + 7919 * self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        """Return the loss of one batch: uint8 `[batch, height, width, 3]` images, int64 `[batch]` labels."""
-        images, labels = batch
-        loss: Tensor = self.loss(self.learner(images), labels, self.current_epoch)
+    def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
+        """Return the loss of one batch of `training.dataset.Batches`."""
+        images, labels, *answers = batch
+        logits = self.learner(images)
+        loss: Tensor = self.loss(logits, labels, self.current_epoch)
+        for answer in answers:
+            loss = with_teacher(loss, logits, answer)
         self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
         return loss
 
@@ -205,7 +208,7 @@ def train_learner(
         KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
     """
     keys = ShuffledKeys(plan.samples, settings.batch_size, plan.seed)
-    batches = Batches(data.train_pixels, data.train_labels, settings.augment)
+    batches = Batches(data.train_pixels, data.train_labels, settings.augment, data.answers)
     loader = batch_loader(batches, keys, _workers(settings, data))
     validation = Batches(data.val_pixels, data.val_labels)
     val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)

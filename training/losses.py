@@ -14,6 +14,11 @@ LDAM_MARGIN = 0.5
 """Largest margin, that of the smallest class."""
 LDAM_SCALE = 30.0
 """What the cosines of an LDAM head, and so its margins, are multiplied by."""
+TEACHER_SHARE = 0.9
+TEACHER_TEMPERATURE = 4.0
+"""Share of the teacher in the loss, and what flattens its answers: as is usual on CIFAR-100 (Tian et al., "Contrastive
+Representation Distillation", ICLR 2020). On its own training images a teacher is sure; only flattened do its answers
+tell which wrong classes are near."""
 _WEIGHTED = ("ins", "isns", "ens")
 
 
@@ -51,6 +56,25 @@ class LongTailLoss(nn.Module):
         if self.margins is not None:
             logits = logits - F.one_hot(labels, logits.shape[1]) * self.margins
         return F.cross_entropy(logits, labels, weight=self.weights if epoch >= self.weights_from else None)
+
+
+def with_teacher(loss: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
+    """Mix the loss of the labels with the divergence (KL) of a student from its teacher, both at a temperature.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. The logits carry no offsets here: the teacher's
+    answers are what they are to be without.
+
+    Args:
+        loss: of the labels, a scalar.
+        logits: of the student, `[batch, classes]`.
+        answers: of the teacher, probabilities `[batch, classes]`.
+    """
+    logarithms = torch.log(answers.clamp_min(torch.finfo(answers.dtype).tiny))
+    wanted = torch.softmax(logarithms / TEACHER_TEMPERATURE, dim=1)
+    got = torch.log_softmax(logits / TEACHER_TEMPERATURE, dim=1)
+    # The square keeps the size of its gradients beside those of the labels.
+    divergence = F.kl_div(got, wanted, reduction="batchmean") * TEACHER_TEMPERATURE**2
+    return (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * divergence
 
 
 def make_loss(

@@ -45,7 +45,9 @@ class FitSettings:
     grow_from and epochs is then chosen for this machine, by our own results."""
     technique: str = "tailstack"
     """Which samples, architectures and losses make the learners: baseline, balanced, weighted, bagging, bagging-wl,
-    stacking, stacking-wl, logit-adjusted, drw, ldam or tailstack."""
+    stacking, stacking-wl, logit-adjusted, drw, ldam, tailstack, or student, which needs a teacher."""
+    teacher: Path | None = None
+    """Finished run on the same datastore whose ensemble teaches a student; `distill` takes the rest of it over too."""
     architectures: list[str] = field(default_factory=lambda: list(LITE_TRIO))
     """Names of timm models, one learner each where the technique stacks; else the first alone is used."""
     loss: Loss | None = None
@@ -111,6 +113,8 @@ class FitSettings:
             seconds_of(self.budget)
             if self.cluster is not None:
                 raise UserError("--budget plans for learners one after the other: leave --cluster out")
+            if self.teacher is not None:
+                raise UserError("--budget doesn't plan for a student: leave it out, and set --epochs")
         if not self.architectures:
             raise UserError("--architectures is empty: name one timm model or more")
         if not 0 < self.val_fraction < 1:

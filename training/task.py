@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as L
+from safetensors.torch import load_file
 
 from tailstack.errors import UserError
 from tailstack.network import Learner
@@ -26,6 +27,8 @@ class Task:
 
     plan: LearnerPlan
     folder: Path
+    start: Path | None = None
+    """Weights of the same network to start from, instead of pretrained ones."""
 
 
 def train_task(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience) -> None:
@@ -35,7 +38,9 @@ def train_task(task: Task, data: TrainingData, classes: list[str], settings: Fit
     plan = task.plan
     L.seed_everything(plan.seed, verbose=False)
     learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
-    if settings.pretrained:
+    if task.start:
+        learner.load_state_dict(load_file(task.start))
+    elif settings.pretrained:
         load_pretrained(learner, plan.architecture)
     train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, task.folder, audience)
 

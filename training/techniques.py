@@ -56,6 +56,8 @@ class Technique:
     stacked: bool = False
     """A learner of each architecture, instead of the first architecture alone."""
     recipe: Recipe = Recipe()
+    taught: bool = False
+    """It learns from another run's ensemble, beside the labels."""
 
 
 def _all(labels: Indices, _settings: FitSettings) -> list[Indices]:
@@ -98,6 +100,12 @@ TECHNIQUES = {
         stacked=True,
         recipe=Recipe(loss="logit_adjusted", blend=True),
     ),
+    "student": Technique(
+        "one learner that the ensemble of another run teaches",
+        _all,
+        recipe=Recipe(loss="logit_adjusted", blend=True),
+        taught=True,
+    ),
 }
 
 
@@ -127,8 +135,11 @@ def completed(settings: FitSettings) -> FitSettings:
     """Return the settings with nothing left open, so that they repeat the run.
 
     Raises:
-        UserError: there is no such technique.
+        UserError: there is no such technique, or it lacks its teacher, or has one and takes none.
     """
+    if find_technique(settings.technique).taught != (settings.teacher is not None):
+        needs = "needs a --teacher" if settings.teacher is None else "takes no --teacher"
+        raise UserError(f"technique {settings.technique} {needs}: python -m training distill RUN makes a student")
     values = dataclasses.asdict(recipe_of(settings))
     return dataclasses.replace(settings, **{**values, "tau": list(values["tau"])})
 

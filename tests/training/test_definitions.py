@@ -89,7 +89,8 @@ def test_the_learners_of_a_technique_without_bags(technique: str, architectures:
 
 def test_every_technique_plans_and_its_settings_repeat_it() -> None:
     for name in TECHNIQUES:
-        chosen = settings(technique=name, architectures=["a", "b"])
+        teacher = Path("t") if TECHNIQUES[name].taught else None
+        chosen = settings(technique=name, architectures=["a", "b"], teacher=teacher)
         full = completed(chosen)
         assert completed(full) == full
         for plan, again in zip(plan_learners(chosen, LABELS), plan_learners(full, LABELS), strict=True):

@@ -1,0 +1,178 @@
+"""The command `distill`: what a student learns, what it starts from, and that it goes on where it stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.special import log_softmax, rel_entr, softmax
+
+from tailstack import datastore as datastores
+from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
+from tailstack.network import load_ensemble, load_learner
+from tailstack.run import SPLIT_FILE, RunRecord
+from training import losses
+from training.compare import compare
+from training.distill import distill, gain_kept, student_settings
+from training.evaluation import predict
+from training.fit import fit
+from training.learner import CHECKPOINT, Journal
+from training.losses import with_teacher
+from training.settings import CompareSettings, FitSettings
+from training.teacher import Teacher
+from training.techniques import plan_learners
+
+TINY: dict[str, Any] = {"pretrained": False, "resolution": 32, "epochs": 2, "batch_size": 32, "num_workers": 0}
+STUDENT = "lcnet_035"
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run of two learners, one of them of the student's network."""
+    run = tmp_path_factory.mktemp("runs") / "teacher"
+    architectures = [STUDENT, "mobilenetv3_small_050"]
+    fit(FitSettings(tiny_datastore, run, architectures=architectures, val_fraction=0.3, seed=4, **TINY))
+    return run
+
+
+def pixels(split: datastores.Split) -> np.ndarray:
+    return np.stack([split.decode(index) for index in range(len(split))])
+
+
+def train_split(run: Path, datastore: Path) -> datastores.Split:
+    return datastores.load(datastore).train.subset(np.array(read_json(run / SPLIT_FILE)["train"]))
+
+
+def test_the_loss_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 3)).astype(np.float32)
+    answers = softmax(rng.normal(size=(5, 3)), axis=1).astype(np.float32)
+    flat = answers**0.25 / (answers**0.25).sum(axis=1, keepdims=True)
+    divergence = rel_entr(flat, softmax(logits / 4, axis=1)).sum(axis=1).mean()
+    mixed = with_teacher(torch.tensor(2.0), torch.from_numpy(logits), torch.from_numpy(answers))
+    assert float(mixed) == pytest.approx(0.1 * 2 + 0.9 * 16 * divergence, rel=1e-4)
+    # Whoever answers as the teacher does has nothing left to learn of it; certainty has no logarithm to fear.
+    own = np.exp(log_softmax(logits, axis=1))
+    assert float(with_teacher(torch.tensor(0.0), torch.from_numpy(logits), torch.from_numpy(own))) < 1e-5
+    certain = torch.eye(3)[[0, 1, 2, 0, 1]]
+    assert torch.isfinite(with_teacher(torch.tensor(0.0), torch.from_numpy(logits), certain))
+
+
+def test_a_student_is_an_ordinary_run_of_one_learner(teacher: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student"
+    made = distill(teacher, STUDENT, output, {"epochs": 1, "lr": 1e-4})
+    assert made == RunRecord.load(output)
+    assert (made.technique, [learner.architecture for learner in made.learners]) == ("student", [STUDENT])
+    assert made.learners[0].loss == "logit_adjusted"
+    config = made.config
+    assert (config["teacher"], config["epochs"], config["lr"]) == (str(teacher), 1, 1e-4)
+    assert (config["seed"], config["val_fraction"], config["batch_size"]) == (4, 0.3, 32)
+    # What validates the student was new to its teacher.
+    assert read_json(output / SPLIT_FILE) == read_json(teacher / SPLIT_FILE)
+    (cache,) = output.glob("answers-*.npy")
+    images = torch.from_numpy(pixels(train_split(teacher, tiny_datastore)))
+    with torch.inference_mode():
+        expected = load_ensemble(teacher, RunRecord.load(teacher))(images)[0].numpy()
+    np.testing.assert_allclose(np.load(cache), expected, atol=1e-5)
+    assert np.load(cache).dtype == np.float32
+
+
+def test_it_learns_the_answers_and_not_only_the_labels(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_datastore: Path
+) -> None:
+    # This teacher is untrained: what it says has nothing to do with the labels.
+    images = pixels(train_split(small_run, tiny_datastore))
+    answers = Teacher.load(small_run).answers(train_split(small_run, tiny_datastore), images, (32, 32), tmp_path)
+    distances = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(losses, "TEACHER_SHARE", share)
+        output = tmp_path / str(share)
+        record = distill(small_run, STUDENT, output, {**TINY, "epochs": 6, "augment": "none", "lr": 3e-3})
+        own = predict(load_learner(output, record.learners[0], 6), images, len(images))
+        distances[share] = rel_entr(answers, own).sum(axis=1).mean()
+    assert distances[1.0] < distances[0.0] / 2
+
+
+def test_it_starts_from_the_teachers_learner_of_its_network(teacher: Path, tmp_path: Path) -> None:
+    def first(architecture: str, epochs: int) -> dict[str, torch.Tensor]:
+        folder = tmp_path / architecture
+        # So small a rate moves nothing: what is left is what it started from.
+        distill(teacher, architecture, folder, {"lr": 1e-12, "epochs": epochs, "weight_decay": 0.0})
+        return load_file(folder / "learners" / f"0-{architecture}" / "weights.safetensors")
+
+    head = "classifier.weight"
+    own = load_file(teacher / "learners" / f"0-{STUDENT}" / "weights.safetensors")
+    (name,) = [key for key in own if key.endswith(head)]
+    torch.testing.assert_close(first(STUDENT, 1)[name], own[name], atol=1e-6, rtol=0)
+    plans = plan_learners(student_settings(teacher, "test_resnet", None, {}), np.zeros(4, np.int64))
+    assert Teacher.load(teacher).start(plans[0], 32) is None
+
+
+def test_a_stopped_student_reaches_the_same_weights(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = distill(teacher, None, tmp_path / "whole", {})
+    write = Journal.on_train_epoch_end
+
+    def stop(journal: Journal, trainer: Any, module: Any) -> None:
+        write(journal, trainer, module)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, None, tmp_path / "stopped", {})
+    folder = Path("learners") / whole.learners[0].name
+    assert (tmp_path / "stopped" / folder / CHECKPOINT).exists()
+    monkeypatch.setattr(Teacher, "_answer", None)  # the teacher isn't asked again
+    resumed = distill(teacher, None, tmp_path / "stopped", {})
+    assert resumed.results == whole.results
+    made, expected = (tmp_path / run / folder / "weights.safetensors" for run in ("stopped", "whole"))
+    assert made.read_bytes() == expected.read_bytes()
+    with pytest.raises(UserError, match=r"other settings \(architectures"):
+        distill(teacher, "mobilenetv3_small_050", tmp_path / "stopped", {})
+
+
+def test_a_teacher_that_takes_images_of_another_size(teacher: Path, tmp_path: Path, tiny_datastore: Path) -> None:
+    train = train_split(teacher, tiny_datastore)
+    known = Teacher.load(teacher)
+    smaller = np.zeros((len(train), 16, 16, 3), np.uint8)
+    expected = known.answers(train, pixels(train), (32, 32), tmp_path / "whole")
+    np.testing.assert_array_equal(known.answers(train, smaller, (16, 16), tmp_path / "small"), expected)
+
+
+def test_what_is_refused(teacher: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="technique student needs a --teacher"):
+        fit(FitSettings(tiny_datastore, tmp_path / "run", technique="student", **TINY))
+    with pytest.raises(UserError, match="technique tailstack takes no --teacher"):
+        fit(FitSettings(tiny_datastore, tmp_path / "run", teacher=teacher, **TINY))
+    with pytest.raises(UserError, match="doesn't plan for a student"):
+        FitSettings(tiny_datastore, tmp_path / "run", technique="student", teacher=teacher, budget="5m")
+    with pytest.raises(UserError, match="needs a --teacher"):
+        chosen = CompareSettings(tmp_path / "c", tmp_path / "runs", [tiny_datastore], ["baseline", "student"])
+        compare(chosen, FitSettings(tiny_datastore, tmp_path / "run", **TINY))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UserError, match="doesn't exist"):
+        distill(tmp_path / "nowhere", STUDENT, None, {})
+    assert not (tmp_path / "run").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("config.yaml", "ensemble.json"):
+        (other / name).write_bytes((teacher / name).read_bytes())
+    write_json(other / SPLIT_FILE, {**read_json(teacher / SPLIT_FILE), "datastore_sha256": {}})
+    with pytest.raises(UserError, match=f"has changed since {other} was begun"):
+        distill(other, STUDENT, tmp_path / "student", {})
+
+
+def test_how_much_of_the_gain_is_kept(teacher: Path) -> None:
+    record = RunRecord.load(teacher)
+    record.results["top1"], record.learners[0].results["top1"] = 0.8, 0.7
+    student = record.model_copy(update={"learners": record.learners[:1], "results": {"top1": 0.775}})
+    assert gain_kept(record, student).endswith(f"{STUDENT} without a teacher 0.7000, 75% of the ensemble's gain")
+    record.learners[0].results["top1"] = 0.8
+    assert gain_kept(record, student).endswith("without a teacher 0.8000")
+    student.learners[0] = student.learners[0].model_copy(update={"architecture": "other"})
+    assert gain_kept(record, student) == "top-1 on test: the ensemble 0.8000, the student 0.7750"

@@ -1,0 +1,70 @@
+"""The command `distill`: a run -> a run of one learner that the whole ensemble taught."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tailstack.run import RunRecord
+from training.fit import fit
+from training.settings import FitSettings
+
+_OF_THE_TECHNIQUE = ("loss", "tau", "deferred", "blend", "threshold")
+"""Settings of the run's technique, in the place of which the student's has its own."""
+
+
+def distill(run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any]) -> RunRecord:
+    """Train a student of `run`, evaluate it and write its run, as `training.fit.fit` does.
+
+    Args:
+        run, architecture, output, changes: as `student_settings` takes them.
+
+    Raises:
+        UserError: there is no such run, it isn't finished, or a setting can't be used.
+    """
+    settings = student_settings(run, architecture, output, changes)
+    student = fit(settings)
+    Console().print(gain_kept(RunRecord.load(run), student), highlight=False, soft_wrap=True)
+    return student
+
+
+def student_settings(run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any]) -> FitSettings:
+    """Return the settings by which a student of `run` is trained: the run's own where nothing else is said.
+
+    Args:
+        run: folder of a finished run.
+        architecture: of the student; None takes that of the smallest learner.
+        output: folder of the student's run; None puts it beside `run`.
+        changes: settings that are to differ from the run's.
+
+    Raises:
+        UserError: there is no such run, it isn't finished, or a setting can't be used.
+    """
+    record = RunRecord.load(run)
+    smallest = min(record.learners, key=lambda learner: learner.parameters)
+    values = {
+        **record.config,
+        **dict.fromkeys(_OF_THE_TECHNIQUE),
+        "datastore": Path(record.datastore["path"]),
+        "output": output or run.with_name(f"{run.name}-student"),
+        "technique": "student",
+        "teacher": run,
+        "architectures": [architecture or smallest.architecture],
+        "budget": None,
+        "cluster": None,
+        **changes,
+    }
+    return FitSettings(**values)
+
+
+def gain_kept(teacher: RunRecord, student: RunRecord) -> str:
+    """Put the student's accuracy on test beside its teacher's, and that of the teacher's learner of its network."""
+    architecture = student.learners[0].architecture
+    ensemble, reached = teacher.results["top1"], student.results["top1"]
+    line = f"top-1 on test: the ensemble {ensemble:.4f}, the student {reached:.4f}"
+    alone = [learner.results["top1"] for learner in teacher.learners if learner.architecture == architecture]
+    if not alone:
+        return line
+    gain, kept = ensemble - max(alone), reached - max(alone)
+    share = f", {kept / gain:.0%} of the ensemble's gain" if gain > 0 else ""
+    return f"{line}, {architecture} without a teacher {max(alone):.4f}{share}"

@@ -1,0 +1,82 @@
+"""The teacher of a student: a run's whole ensemble, whose answers one learner learns beside the labels.
+
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; the loss is `training.losses.with_teacher`.
+
+The teacher answers each training image once, as it is, before the student trains. On the student's own augmented
+batches its answers would fit a little better, but its learners together take longer for an image than a step of the
+student does: on a CPU that would more than double the time of every epoch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tailstack.datastore import Split
+from tailstack.files import sha256, whole_file
+from tailstack.images import Size
+from tailstack.metrics import Probabilities
+from tailstack.network import architecture_config, load_learner
+from tailstack.progress import track
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from training.blending import Blend
+from training.dataset import PixelSource, load_pixels
+from training.evaluation import predict
+from training.techniques import LearnerPlan
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A finished run whose ensemble teaches."""
+
+    run: Path
+    record: RunRecord
+
+    @classmethod
+    def load(cls, run: Path) -> "Teacher":
+        """Read the run in folder `run`.
+
+        Raises:
+            UserError: there is no such run, or it isn't finished.
+        """
+        return cls(run, RunRecord.load(run))
+
+    def answers(self, train: Split, pixels: PixelSource, size: Size, cache: Path) -> Probabilities:
+        """Return the ensemble's answers to the training images, float32 `[images, classes]`.
+
+        They are calibrated and weighted as the run's are.
+
+        Args:
+            train: the training images.
+            pixels: the same, decoded at `size`.
+            size: height and width, in pixels.
+            cache: folder that keeps the answers, for a student that goes on later.
+        """
+        digest = sha256(self.run / ENSEMBLE_FILE)
+        path = cache / f"answers-{digest[:16]}.npy"
+        if not path.exists():
+            if size != self.record.image_size:
+                pixels = load_pixels({"train": train}, self.record.image_size)["train"]
+            with whole_file(path) as part, part.open("wb") as file:
+                np.save(file, self._answer(pixels, len(train)))
+        answers: Probabilities = np.load(path)
+        return answers
+
+    def _answer(self, pixels: PixelSource, count: int) -> Probabilities:
+        record = self.record
+        learners = track(record.learners, "Answers of the teacher", len(record.learners))
+        votes = [predict(load_learner(self.run, learner, len(record.classes)), pixels, count) for learner in learners]
+        return Blend(tuple(record.weights), record.temperature).apply(np.stack(votes, axis=1))
+
+    def start(self, plan: LearnerPlan, resolution: int) -> Path | None:
+        """Return the weights that a student starts from: those of the teacher's learner of the same network, if any.
+
+        It already has what pretrained weights would first have to learn from the labels, so that its epochs go into
+        what the other learners know.
+        """
+        fixed = architecture_config(plan.architecture).get("fixed_input_size")
+        for learner in self.record.learners:
+            same = (learner.architecture, learner.head) == (plan.architecture, plan.head)
+            if same and (learner.resolution == resolution or not fixed):
+                return learner_folder(self.run, learner.name) / WEIGHTS_FILE
+        return None
