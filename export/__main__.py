@@ -20,6 +20,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder that `python -m training fit` wrote")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the file to write")
     parser.add_argument(
+        "--student",
+        metavar="ARCHITECTURE",
+        help="export RUN-student, one learner that the run's ensemble teaches; trained first where it isn't there",
+    )
+    parser.add_argument(
         "--cascade",
         action="store_true",
         help="later learners see only the images that the ones before are unsure of",
@@ -40,9 +45,11 @@ def main() -> None:
     # Torch takes seconds to import: a mistake in the flags is answered before.
     from export.cheaper import Wanted
     from export.export import export
+    from export.student import student_of
 
     wanted = Wanted(arguments.cascade, arguments.precision, arguments.max_accuracy_drop)
-    export(arguments.run, arguments.output, wanted)
+    run = student_of(arguments.run, arguments.student) if arguments.student else arguments.run
+    export(run, arguments.output, wanted)
 
 
 if __name__ == "__main__":

@@ -108,3 +108,9 @@ class RunRecord(BaseModel):
 def learner_folder(run: Path, name: str) -> Path:
     """Return where the learner `name` of `run` keeps its files."""
     return run / "learners" / name
+
+
+def student_folder(run: Path) -> Path:
+    """Return the run of `run`'s student where nothing else is said: beside it, as RUN-student."""
+    named = run if run.name else run.resolve()
+    return named.with_name(f"{named.name}-student")

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tailstack.run import RunRecord
+from tailstack.run import RunRecord, student_folder
 from training.fit import fit
 from training.settings import FitSettings
 
@@ -46,7 +46,7 @@ def student_settings(run: Path, architecture: str | None, output: Path | None, c
         **record.config,
         **dict.fromkeys(_OF_THE_TECHNIQUE),
         "datastore": Path(record.datastore["path"]),
-        "output": output or run.with_name(f"{run.name}-student"),
+        "output": output or student_folder(run),
         "technique": "student",
         "teacher": run,
         "architectures": [architecture or smallest.architecture],

@@ -1,0 +1,39 @@
+"""The student of a run, made by training's own command where there is none yet."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tailstack.errors import UserError
+from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
+
+
+def student_of(run: Path, architecture: str) -> Path:
+    """Return the run of `run`'s student, distilled first, or further, if it isn't finished.
+
+    Training is another stage: it runs in a process of its own, and what it writes is a run like any other.
+
+    Args:
+        run: folder of a finished run.
+        architecture: of the student.
+
+    Raises:
+        UserError: there is no such run, or the student can't be made.
+    """
+    teacher = RunRecord.load(run)
+    folder = student_folder(run)
+    if not _is_finished(folder, architecture):
+        command = ["distill", str(run), "--architecture", architecture, "--output", str(folder)]
+        print(f"{folder} isn't there yet: python -m training {' '.join(command)}", flush=True)
+        if subprocess.run([sys.executable, "-m", "training", *command], check=False).returncode:
+            raise UserError(f"{folder} could not be made, for the reason above: there is no student to export")
+    reached = RunRecord.load(folder).results["top1"]
+    print(f"{folder}: top-1 {reached:.4f} on test, the whole ensemble of {run} {teacher.results['top1']:.4f}")
+    return folder
+
+
+def _is_finished(folder: Path, architecture: str) -> bool:
+    """Return whether there is a finished student of that network; of another one, training refuses the folder."""
+    if not (folder / ENSEMBLE_FILE).exists():
+        return False
+    return [learner.architecture for learner in RunRecord.load(folder).learners] == [architecture]

@@ -1,0 +1,59 @@
+"""`python -m export RUN --student ARCHITECTURE`: the student is made where there is none, and only then."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.student import student_of
+from serving.runtime import Model
+from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder, student_folder
+from tests.conftest import ROOT, SMALL_LEARNERS
+
+NETWORK = SMALL_LEARNERS[0][0]
+
+
+@pytest.fixture
+def teacher(small_run: Path, tmp_path: Path) -> Path:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    record = read_json(run / ENSEMBLE_FILE)
+    tiny = {"pretrained": False, "resolution": 48, "epochs": 1, "batch_size": 32, "num_workers": 0}
+    write_json(run / ENSEMBLE_FILE, {**record, "config": {**record["config"], **tiny}})
+    return run
+
+
+def test_a_student_is_distilled_once_and_exported(teacher: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student.onnx"
+    command = [sys.executable, "-m", "export", str(teacher), "--student", NETWORK, "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    student = student_folder(teacher)
+    record = RunRecord.load(student)
+    assert f"python -m training distill {teacher} --architecture {NETWORK} --output {student}" in done.stdout
+    assert f"the whole ensemble of {teacher} {RunRecord.load(teacher).results['top1']:.4f}" in done.stdout
+    artifact = Model.load(output, max_batch=2).artifact
+    assert (artifact.technique, [card.architecture for card in artifact.learners]) == ("student", [NETWORK])
+    assert artifact.accuracy == record.results
+    assert artifact.provenance["config"]["teacher"] == str(teacher)
+    weights = learner_folder(student, record.learners[0].name) / WEIGHTS_FILE
+    made = weights.stat().st_mtime_ns
+    assert student_of(teacher, NETWORK) == student
+    assert weights.stat().st_mtime_ns == made
+    # A folder holds one student: that of another network is no other's.
+    with pytest.raises(UserError, match="no student to export"):
+        student_of(teacher, "test_resnet")
+
+
+def test_no_teacher_no_student(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="doesn't exist"):
+        student_of(tmp_path / "nowhere", NETWORK)
+
+
+def test_a_student_lies_beside_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert student_folder(Path("runs/photos")) == Path("runs/photos-student")
+    monkeypatch.chdir(tmp_path)
+    assert student_folder(Path()) == tmp_path.with_name(f"{tmp_path.name}-student")
