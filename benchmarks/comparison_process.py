@@ -15,6 +15,7 @@ from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_pr
 from export.cascade import Blend
 from export.graph import build_learner_graph
 from export.validation import Voters
+from tailstack.artifact import Artifact
 from tailstack.images import Pixels
 from tailstack.network import load_learner
 from tailstack.progress import track
@@ -43,7 +44,7 @@ def systems(model: OnnxModel, cheaper: Path | None, run: Path | None, threads: i
     eager = torch_predictor(model, run, threads)
     return {
         **found,
-        "onnxruntime, a session a learner": _sessions(run or Path(model.artifact.provenance["run"]), threads),
+        "onnxruntime, a session a learner": _sessions(model.artifact, run, threads),
         "torch, eager": eager,
         "torch, compiled": torch_predictor(model, run, threads, compiled=True),
         "openvino, f32": openvino_predictor(model.path, threads, "f32"),
@@ -78,9 +79,10 @@ def measure(found: Mapping[str, Predict], photos: Pixels, rounds: int, seconds: 
     return rows
 
 
-def _sessions(run: Path, threads: int) -> Predict:
+def _sessions(artifact: Artifact, run: Path | None, threads: int) -> Predict:
+    run = run or Path(artifact.provenance["run"])
     record = RunRecord.load(run)
-    blend = Blend(tuple(record.weights), record.temperature)
+    blend = Blend(tuple(record.weights), artifact.temperature)
     count = len(record.classes)
     learners = [load_learner(run, learner, count) for learner in record.learners]
     voters = Voters([build_learner_graph(learner, record.image_size) for learner in learners], threads)

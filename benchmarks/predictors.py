@@ -80,6 +80,8 @@ def torch_predictor(model: OnnxModel, run: Path | None, threads: int, *, compile
     _check_weights(model, run, record)
     torch.set_num_threads(threads)
     device = torch.device("cuda" if model.provider.startswith("CUDA") else "cpu")
+    # Export may have fitted a temperature that the run hasn't.
+    record.temperature = model.artifact.temperature
     ensemble = load_ensemble(run, record).to(device)
     forward = torch.compile(ensemble, dynamic=False) if compiled else ensemble
 

@@ -6,6 +6,7 @@ reference that the graph's answers are checked against.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,7 @@ class Blend:
 
     def tempered(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Sharpen or flatten `[images, classes]`, and make each row a distribution again."""
-        if self.temperature == 1:
-            return mean
-        logarithm = np.log(np.maximum(mean, np.finfo(np.float32).tiny))
-        return np.asarray(softmax(logarithm / np.float32(self.temperature), axis=1), np.float32)
+        return mean if self.temperature == 1 else tempered(mean, np.array([self.temperature]))
 
 
 @dataclass(frozen=True)
@@ -72,3 +70,11 @@ def partial_means(votes: Votes, weights: Sequence[float], order: Sequence[int]) 
     shares = np.array(weights, np.float32)[list(order)]
     sums = np.cumsum(votes[:, list(order)] * shares[:, None], axis=1)
     return np.asarray(sums / np.cumsum(shares)[:, None], np.float32)
+
+
+def tempered(
+    probabilities: npt.NDArray[np.float32], temperatures: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float32]:
+    """Divide the logarithms of `[images, classes]` by `[images]` or `[1]`, and make each row a distribution again."""
+    logarithm = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    return np.asarray(softmax(logarithm / temperatures.astype(np.float32)[:, None], axis=1), np.float32)

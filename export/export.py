@@ -1,22 +1,28 @@
 """The command: read the run, build the graph, describe it, check it, and only then let the file appear."""
 
 import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 
 import tailstack
 from export import DEFAULT_OUTPUT
+from export.calibration import Calibration, fit_calibration
+from export.cascade import Votes
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
+from export.gate import headline
 from export.graph import build_graph
 from export.prediction_sets import calibrate
-from export.validation import file_answers, run_splits
-from export.verify import TOLERANCE, check_graph, sample_images, verify_parity
+from export.validation import file_answers, held_out, run_splits
+from export.verify import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from tailstack import datastore as datastores
-from tailstack.artifact import FORMAT, Artifact, CalibrationCard, LearnerCard
+from tailstack.artifact import FORMAT, Artifact, CalibrationCard, LearnerCard, ValidationCard
+from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
@@ -57,12 +63,17 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     with whole_file(output) as part:
         # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
         onnx.save(model, part)
+        check_graph(part)
+        measured = _measure(part, run, record, store, cheaper)
+        if measured:
+            measured.calibration.append_to(model)
+            onnx.save(model, part)
         source = cheaper.reference_name if cheaper else "torch"
         print(f"Checking the graph, and its answers against those of {source} …", flush=True)
-        check_graph(part)
-        parity = _parity(part, ensemble, cheaper, images)
+        parity = _parity(part, ensemble, cheaper, measured, images)
         artifact = describe(run, record, output.stem, parity)
-        artifact = artifact.model_copy(update=_by_validation(part, run, record, store, cheaper))
+        if measured:
+            artifact = artifact.model_copy(update=_by_validation(part, run, record, store, cheaper, measured))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
@@ -78,26 +89,60 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     return artifact
 
 
-def _by_validation(
-    path: Path, run: Path, record: RunRecord, store: datastores.Datastore, cheaper: CheaperGraph | None
-) -> dict[str, Any]:
-    """Return the metadata that the images that validate decide: prediction sets, and what the release gate found."""
+@dataclass(frozen=True)
+class _Measured:
+    """What a graph answers on the images that validate, before its calibration, and that calibration."""
+
+    validation: Split
+    answers: npt.NDArray[np.float32]
+    votes: Votes
+    calibration: Calibration
+
+    @property
+    def calibrated(self) -> npt.NDArray[np.float32]:
+        """What the finished file answers."""
+        return self.calibration.apply(self.answers, self.votes)
+
+
+def _measure(
+    path: Path, run: Path, record: RunRecord, store: Datastore, cheaper: CheaperGraph | None
+) -> _Measured | None:
+    """Ask a graph for what validates, and fit its calibration; None where nothing validates a plain graph."""
     try:
         _, validation = run_splits(run, store)
     except UserError as error:
         if cheaper:
             raise
-        print(f"Without prediction sets: {error}", flush=True)
-        return {}
-    print("Measuring the file on the images that validate …", flush=True)
+        print(f"Without calibration and prediction sets: {error}", flush=True)
+        return None
+    print("Measuring the graph on the images that validate …", flush=True)
     answers, votes = file_answers(path, validation, record.image_size, "Validation")
+    stages = len(record.learners) if cheaper and cheaper.cascade else 1
+    return _Measured(validation, answers, votes, fit_calibration(answers, votes, validation.labels, stages))
+
+
+def _by_validation(
+    path: Path, run: Path, record: RunRecord, store: Datastore, cheaper: CheaperGraph | None, measured: _Measured
+) -> dict[str, Any]:
+    """Return the metadata that the images that validate decide."""
+    answers, votes, labels = measured.calibrated, measured.votes, measured.validation.labels
+    temperatures = [record.temperature * factor for factor in measured.calibration.temperatures]
     found = cheaper.metadata(path, answers, votes) if cheaper else {}
+    if found.get("cascade"):
+        found["cascade"] = found["cascade"].model_copy(update={"temperatures": temperatures})
+    counts = np.array(record.class_counts)
     average = votes.sum(axis=1) / votes.any(axis=2).sum(axis=1, keepdims=True)
-    before, after = (expected_calibration_error(values, validation.labels) for values in (average, answers))
+    before, after = (expected_calibration_error(values, labels) for values in (average, answers))
     return {
         **found,
+        "temperature": temperatures[-1],
+        "validation": ValidationCard(
+            split="train" if store.val is None else "val",
+            indices=held_out(run, store),
+            figures=headline(answers, labels, record.classes, counts),
+        ),
         "calibration": CalibrationCard(ece_before=before, ece_after=after),
-        "prediction_sets": calibrate(answers, validation.labels, np.array(record.class_counts)),
+        "prediction_sets": calibrate(answers, labels, counts),
     }
 
 
@@ -111,10 +156,20 @@ def evidence_line(evidence: dict[str, Any]) -> str:
     )
 
 
-def _parity(path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, images: Pixels) -> dict[str, float]:
+def _parity(
+    path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, measured: _Measured | None, images: Pixels
+) -> dict[str, float]:
+    exact: Reference = cheaper.reference if cheaper else ensemble
+
+    def reference(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answers, votes, *others = exact(images)
+        if measured:
+            answers = torch.from_numpy(measured.calibration.apply(answers.numpy(), votes.numpy()))
+        return answers, votes, *others
+
     if cheaper is None:
-        return verify_parity(path, ensemble, images)
-    return verify_parity(path, cheaper.reference, images, cheaper.outputs, cheaper.reference_name)
+        return verify_parity(path, reference, images)
+    return verify_parity(path, reference, images, cheaper.outputs, cheaper.reference_name)
 
 
 def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) -> Artifact:
@@ -160,7 +215,7 @@ def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) 
     )
 
 
-def _datastore(record: RunRecord) -> datastores.Datastore:
+def _datastore(record: RunRecord) -> Datastore:
     store = datastores.load(Path(record.datastore["path"]))
     if store.classes != record.classes:
         raise UserError(f"datastore {store.path} has other classes than the run was trained on")

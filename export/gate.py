@@ -45,8 +45,7 @@ class Judge:
 
     def figures(self, answers: Probabilities) -> dict[str, float | None]:
         """Return the headline figures of `answers`."""
-        accuracy: dict[str, Any] = dict(evaluate(answers, self.labels, self.classes, self.class_counts))
-        return {name: accuracy[name] for name in FIGURES}
+        return headline(answers, self.labels, self.classes, self.class_counts)
 
     def expected_drop(self, answers: Probabilities) -> float:
         """Return what the plain ensemble expects to lose by these answers, in points; never negative.
@@ -77,6 +76,14 @@ class Judge:
         if rise > ECE_RISE:
             found.append(f"the calibration error (ECE) grows by {rise:.3f} (limit {ECE_RISE:g})")
         return found
+
+
+def headline(
+    answers: Probabilities, labels: Labels, classes: list[str], class_counts: Labels
+) -> dict[str, float | None]:
+    """Return `FIGURES` of answers `[images, classes]`."""
+    accuracy: dict[str, Any] = dict(evaluate(answers, labels, classes, class_counts))
+    return {name: accuracy[name] for name in FIGURES}
 
 
 def relative_cost(plain: Predict, made: Predict, images: Pixels, batch: int) -> dict[str, float]:

@@ -40,6 +40,14 @@ def run_splits(run: Path, store: Datastore) -> tuple[Split, Split]:
     return store.train.subset(np.array(split["train"])), store.train.subset(np.array(split["val"]))
 
 
+def held_out(run: Path, store: Datastore) -> list[int] | None:
+    """Return which images of train.json validate; None where val.json does."""
+    if store.val is not None:
+        return None
+    indices: list[int] = read_json(run / SPLIT_FILE)["val"]
+    return indices
+
+
 def spread(split: Split, count: int) -> Split:
     """Return at most `count` images, evenly spaced."""
     return split.subset(np.unique(np.linspace(0, len(split) - 1, count).astype(np.int64)))

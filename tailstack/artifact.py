@@ -20,8 +20,9 @@ LEARNER_PROBABILITIES = "learner_probabilities"
 LEARNERS_USED = "learners_used"
 """int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
 
-FORMAT = 3
-"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`."""
+FORMAT = 4
+"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`; 4 `validation` and the
+temperatures of a cascade."""
 Precision = Literal["fp32", "int8"]
 _PREFIX = "tailstack."
 
@@ -49,6 +50,8 @@ class CascadeCard(BaseModel):
     """Learners by their place in `Artifact.learners`, in the order in which they are asked."""
     thresholds: list[float]
     """One fewer than learners: the next one sees the images whose highest averaged probability is below."""
+    temperatures: list[float] | None = None
+    """Of the answers, by the number of learners that saw the image, 1 to all; None: `Artifact.temperature` of all."""
 
 
 class PredictionSetCard(BaseModel):
@@ -75,6 +78,19 @@ class PredictionSetCard(BaseModel):
         return np.asarray(inside)
 
 
+class ValidationCard(BaseModel):
+    """What the file answers on the images that validate, and which these are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    split: Literal["train", "val"]
+    """Of the datastore that `Artifact.provenance` names."""
+    indices: list[int] | None
+    """Of the split's annotations; None is all of them."""
+    figures: dict[str, float | None]
+    """Some of `tailstack.metrics.Accuracy`."""
+
+
 class CalibrationCard(BaseModel):
     """Expected calibration error on the images that validate."""
 
@@ -83,7 +99,7 @@ class CalibrationCard(BaseModel):
     ece_before: float
     """Of the plain average of the learners that saw an image."""
     ece_after: float
-    """With the weights and the temperature of the file."""
+    """Of the file's answers: with the weights and temperatures of the file."""
 
 
 class Artifact(BaseModel):
@@ -103,6 +119,7 @@ class Artifact(BaseModel):
     """What the client side of the graph must do, and what the graph does itself, in words."""
     learners: list[LearnerCard]
     temperature: float
+    """What the logarithm of the average of all learners is divided by."""
     accuracy: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, as `fit` measured it."""
     parity: dict[str, float]
@@ -115,6 +132,8 @@ class Artifact(BaseModel):
     """None where every learner sees every image."""
     evidence: dict[str, Any] | None = None
     """What the release gate measured on the images that validate: this file beside the plain ensemble in fp32."""
+    validation: ValidationCard | None = None
+    """None where nothing validated."""
     calibration: CalibrationCard | None = None
     """None where nothing validated."""
     prediction_sets: PredictionSetCard | None = None

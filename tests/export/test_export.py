@@ -25,7 +25,7 @@ from tailstack import datastore as datastores
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES, Artifact
 from tailstack.errors import UserError
 from tailstack.files import read_json, sha256, write_json
-from tailstack.metrics import expected_calibration_error
+from tailstack.metrics import evaluate, expected_calibration_error
 from tailstack.network import load_ensemble
 from tailstack.run import ENSEMBLE_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TRAIN_COUNTS
@@ -36,6 +36,11 @@ Array = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def session(tiny_model: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(tiny_model, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="module")
+def artifact(session: onnxruntime.InferenceSession) -> Artifact:
+    return Artifact.from_properties(session.get_modelmeta().custom_metadata_map, "the file")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +96,14 @@ def test_the_sidecar_is_what_sha256sum_checks(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 7, 8, 17, 48])
 def test_answers_are_torchs_at_any_batch_size(
-    session: onnxruntime.InferenceSession, tiny_run: Path, test_images: npt.NDArray[np.uint8], batch: int
+    session: onnxruntime.InferenceSession,
+    artifact: Artifact,
+    tiny_run: Path,
+    test_images: npt.NDArray[np.uint8],
+    batch: int,
 ) -> None:
-    ensemble = load_ensemble(tiny_run, RunRecord.load(tiny_run))
+    record = RunRecord.load(tiny_run)
+    ensemble = load_ensemble(tiny_run, record.model_copy(update={"temperature": artifact.temperature}))
     images = test_images[:batch]
     with torch.inference_mode():
         expected = [output.numpy() for output in ensemble(torch.from_numpy(images))]
@@ -118,12 +128,12 @@ def test_an_image_gets_the_same_answer_in_any_company(
 
 
 def test_answers_are_distributions_that_differ_between_images_and_learners(
-    session: onnxruntime.InferenceSession, test_images: npt.NDArray[np.uint8]
+    session: onnxruntime.InferenceSession, artifact: Artifact, test_images: npt.NDArray[np.uint8]
 ) -> None:
     probabilities, votes = answer(session, test_images)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     # Weighted by 0.6 and 0.4, then made flatter by the temperature.
-    flatter = np.einsum("ilc,l->ic", votes, [0.6, 0.4]) ** (1 / 1.25)
+    flatter = np.einsum("ilc,l->ic", votes, [0.6, 0.4]) ** (1 / artifact.temperature)
     np.testing.assert_allclose(flatter / flatter.sum(axis=1, keepdims=True), probabilities, atol=1e-5)
     assert np.ptp(probabilities, axis=0).max() > 0.05
     assert np.abs(votes[:, 0] - votes[:, 1]).max() > 0.05
@@ -321,6 +331,35 @@ def test_a_file_carries_its_calibration_and_prediction_sets(
     assert calibration.ece_before == pytest.approx(expected_calibration_error(votes.mean(axis=1), validation.labels))
 
 
+def test_a_file_names_the_images_that_validate_and_what_it_answers_there(
+    artifact: Artifact, tiny_model: Path, tiny_run: Path
+) -> None:
+    record = RunRecord.load(tiny_run)
+    card = artifact.validation
+    assert card is not None
+    assert (card.split, card.indices) == ("train", read_json(tiny_run / SPLIT_FILE)["val"])
+    validation = datastores.load(Path(record.datastore["path"])).train.subset(np.array(card.indices))
+    answers, _ = file_answers(tiny_model, validation, record.image_size, "")
+    figures = dict(evaluate(answers, validation.labels, record.classes, np.array(record.class_counts)))
+    assert card.figures == pytest.approx({name: figures[name] for name in card.figures}, abs=1e-6)
+    assert {"top1", "few", "ece"} <= set(card.figures)
+
+
+def test_a_run_that_is_badly_calibrated_is_mended(
+    small_run: Path, tmp_path: Path, test_images: npt.NDArray[np.uint8]
+) -> None:
+    run = copied(small_run, tmp_path)
+    edit(run, temperature=0.1)
+    made = export(run, tmp_path / "a.onnx")
+    assert made.calibration is not None
+    assert made.temperature > 0.2
+    mended = load_ensemble(run, RunRecord.load(run).model_copy(update={"temperature": made.temperature}))
+    with torch.inference_mode():
+        expected = mended(torch.from_numpy(test_images))[0].numpy()
+    found, _ = answer(onnxruntime.InferenceSession(tmp_path / "a.onnx"), test_images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_a_run_without_validation_has_no_prediction_sets(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,4 +369,4 @@ def test_a_run_without_validation_has_no_prediction_sets(
     write_json(run / SPLIT_FILE, {**split, "train": split["train"] + split["val"], "val": []})
     artifact = export(run, tmp_path / "ensemble.onnx")
     assert (artifact.prediction_sets, artifact.calibration) == (None, None)
-    assert "Without prediction sets" in capsys.readouterr().out
+    assert "Without calibration and prediction sets" in capsys.readouterr().out
