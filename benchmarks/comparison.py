@@ -9,7 +9,6 @@ environment of its own. Writes compare.json, compare.md and compare.png.
 
 import os
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from benchmarks import comparison_process as in_process
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row
 from benchmarks.evaluation import check_match
-from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
@@ -36,7 +35,6 @@ from tailstack.images import Pixels
 
 PHOTOS = 64
 """Test photos, spread over the split, that are classified in process."""
-_QUIET_S = 3.0
 
 
 @dataclass
@@ -80,7 +78,7 @@ def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any]
     check_match(model.artifact, store)
     rows: list[Row] = []
     notes: list[str] = []
-    busy = _cores_of_others()
+    busy = cores_of_others()
     if settings.in_process:
         photos = _photos(store.test, model)
         systems = in_process.systems(model, settings.cheaper, settings.run, cores)
@@ -111,13 +109,6 @@ def _over_http(settings: CompareSettings, cores: int) -> list[Row]:
 def _photos(test: Split, model: OnnxModel) -> Pixels:
     indices = np.unique(np.linspace(0, len(test) - 1, PHOTOS).astype(int))
     return np.stack([test.decode(int(index), model.artifact.image_size) for index in indices])
-
-
-def _cores_of_others() -> float:
-    """Return how many cores are taken while nothing of ours runs: servers under measurement would count as others."""
-    others = OtherLoad()
-    time.sleep(_QUIET_S)
-    return round(others.cores(), 2)
 
 
 def main() -> None:

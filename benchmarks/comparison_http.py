@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from benchmarks.wrk import Closed, run_wrk
 from tailstack.errors import UserError
 from tailstack.progress import track
 
+T = TypeVar("T")
 OURS, CHEAPER = "tailstack", "tailstack, cheaper file"
 CONCURRENCIES = (1, 8, 32)
 OPEN_SHARE = 0.7
@@ -69,7 +71,7 @@ def contestants(
     """
     ours = {OURS: model, **({CHEAPER: cheaper} if cheaper else {})}
     found = [
-        Contestant(name, tailstack.__version__, partial(_serve_ours, file, threads), "/classify", form(picture))
+        Contestant(name, tailstack.__version__, partial(serve_ours, file, threads), "/classify", form(picture))
         for name, file in ours.items()
     ]
     for name in names:
@@ -98,10 +100,10 @@ def check_answers(servers: Sequence[Contestant]) -> None:
 def measure_closed(servers: Sequence[Contestant], rounds: int, seconds: float) -> list[Row]:
     """Measure every server at each concurrency, in turns."""
     turns: dict[tuple[str, int], list[Turn]] = {(server.name, c): [] for server in servers for c in CONCURRENCIES}
-    for server in track(_in_turns(servers, rounds), "Closed loop", rounds * len(servers)):
+    for server in track(in_turns(servers, rounds), "Closed loop", rounds * len(servers)):
         with server.serve() as running:
             for concurrency in CONCURRENCIES:
-                turns[server.name, concurrency].append(_closed_turn(running, server, concurrency, seconds))
+                turns[server.name, concurrency].append(closed_turn(running, server, concurrency, seconds))
     rows = []
     for server in servers:
         for concurrency in CONCURRENCIES:
@@ -114,7 +116,7 @@ def measure_open(servers: Sequence[Contestant], capacity: float, rounds: int, se
     """Measure how long every server takes at `OPEN_SHARE` of a `capacity` in requests per second, in turns."""
     rate = max(1.0, round(OPEN_SHARE * capacity))
     reports: dict[str, list[tuple[LoadReport, float]]] = {server.name: [] for server in servers}
-    for server in track(_in_turns(servers, rounds), f"Open loop, {rate:g} a second", rounds * len(servers)):
+    for server in track(in_turns(servers, rounds), f"Open loop, {rate:g} a second", rounds * len(servers)):
         with tempfile.NamedTemporaryFile() as file, server.serve() as running:
             file.write(server.body.content)
             file.flush()
@@ -133,7 +135,7 @@ def capacity_of_weakest(rows: Sequence[Row]) -> float:
     return min(row["images_per_second"] for row in rows if row["batch_or_concurrency"] == max(CONCURRENCIES))
 
 
-def _in_turns(servers: Sequence[Contestant], rounds: int) -> Iterator[Contestant]:
+def in_turns(servers: Sequence[T], rounds: int) -> Iterator[T]:
     """Yield every server once a round, each round beginning with another one."""
     for number in range(rounds):
         start = number % len(servers)
@@ -141,8 +143,9 @@ def _in_turns(servers: Sequence[Contestant], rounds: int) -> Iterator[Contestant
 
 
 @contextmanager
-def _serve_ours(model: Path, threads: int) -> Iterator[Running]:
-    with serve(model, threads) as served:
+def serve_ours(model: Path, threads: int, workers: int = 1, **variables: str) -> Iterator[Running]:
+    """Run our server until the block ends; arguments and errors are those of `benchmarks.served.serve`."""
+    with serve(model, threads, workers, **variables) as served:
         yield Running(served.port, psutil.Process(served.process.pid))
 
 
@@ -160,7 +163,8 @@ def _label(port: int, server: Contestant) -> str:
     return found.group(1)
 
 
-def _closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
+def closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
+    """Keep `concurrency` requests under way for some seconds, after a warm-up."""
     run_wrk(running.port, server.path, server.body, concurrency, WARM_UP_S)
     before = running.cpu_seconds()
     closed = run_wrk(running.port, server.path, server.body, concurrency, seconds)

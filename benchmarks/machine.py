@@ -12,6 +12,7 @@ import psutil
 from tailstack.session import runtime_version
 
 PACKAGES = ("numpy", "openvino", "pillow", "timm", "torch")
+_QUIET_S = 3.0
 
 
 def describe_machine(provider: str, threads: int) -> dict[str, Any]:
@@ -52,6 +53,13 @@ class OtherLoad:
         guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
         ours = own.user + own.system + own.children_user + own.children_system
         return float(sum(times) - guests - idle - ours)
+
+
+def cores_of_others() -> float:
+    """Return how many cores are taken while nothing of ours runs: servers under measurement would count as others."""
+    others = OtherLoad()
+    time.sleep(_QUIET_S)
+    return round(others.cores(), 2)
 
 
 def _cpu_name() -> str:

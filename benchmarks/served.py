@@ -58,13 +58,14 @@ class Served:
 
 
 @contextmanager
-def serve(model: Path, threads: int, workers: int = 1) -> Iterator[Served]:
+def serve(model: Path, threads: int, workers: int = 1, **variables: str) -> Iterator[Served]:
     """Run `bentoml serve` until the block ends.
 
     Args:
         model: the file.
-        threads: threads of one inference.
+        threads: threads of one inference; 0 shares the cores among the workers.
         workers: processes.
+        variables: other settings of the server, by the names of their environment variables.
 
     Raises:
         UserError: it doesn't get ready; the message has the end of its log.
@@ -77,6 +78,7 @@ def serve(model: Path, threads: int, workers: int = 1) -> Iterator[Served]:
         "TAILSTACK_MODEL": str(model.resolve()),
         "TAILSTACK_THREADS": str(threads),
         "TAILSTACK_WORKERS": str(workers),
+        **variables,
     }
     with tempfile.TemporaryFile("w+") as log:
         start = time.perf_counter()

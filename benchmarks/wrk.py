@@ -66,7 +66,7 @@ def run_wrk(port: int, path: str, body: Body, concurrency: int, seconds: float) 
         )
         taken = _children_seconds() - before
     if done.returncode:
-        raise UserError(f"wrk failed: {(done.stderr or done.stdout).strip()}")
+        raise UserError(f"wrk failed with status {done.returncode}: {(done.stderr or done.stdout).strip()}")
     # The script prints its own line last.
     report = json.loads(done.stdout.splitlines()[-1])
     return Closed(
