@@ -20,9 +20,9 @@ from rich.markdown import Markdown
 
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
+from benchmarks.accuracy import check_match
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row
-from benchmarks.evaluation import check_match
 from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import make_picture

@@ -165,9 +165,10 @@ def _label(port: int, server: Contestant) -> str:
 
 def closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
     """Keep `concurrency` requests under way for some seconds, after a warm-up."""
-    run_wrk(running.port, server.path, server.body, concurrency, WARM_UP_S)
+    url = f"http://127.0.0.1:{running.port}{server.path}"
+    run_wrk(url, [server.body], concurrency, WARM_UP_S)
     before = running.cpu_seconds()
-    closed = run_wrk(running.port, server.path, server.body, concurrency, seconds)
+    closed = run_wrk(url, [server.body], concurrency, seconds)
     if closed.failures:
         print(f"{server.name}: {closed.failures} requests failed at concurrency {concurrency}", flush=True)
     answered = max(1.0, closed.images_per_second * closed.seconds)

@@ -1,10 +1,11 @@
-"""The load: a process of its own that posts one picture again and again over connections that stay open.
+"""The load: a process of its own that posts pictures again and again over connections that stay open.
 
 `run_load` starts it; the process reads a `Load` from its standard input and prints a `LoadReport`, both as JSON. It
 speaks only as much HTTP as it has to, because what it takes of the processor is taken from the server.
 """
 
 import asyncio
+import itertools
 import json
 import resource
 import statistics
@@ -41,7 +42,7 @@ class Load:
 
     port: int
     image: str
-    """File of the picture; of the whole body, where there is a `content_type`."""
+    """File of the picture; of the whole body, where there is a `content_type`. A folder has several, sent in turn."""
     seconds: float = 0.0
     """How long; 0 goes by `requests`."""
     requests: int = 0
@@ -54,6 +55,10 @@ class Load:
     """Where it is sent."""
     content_type: str = ""
     """Of the body; empty makes a form of the picture."""
+    host: str = "127.0.0.1"
+    """Where the port is."""
+    key: str = field(default="", repr=False)
+    """API key; empty sends none."""
 
 
 @dataclass
@@ -144,8 +149,11 @@ class _Connection(asyncio.Protocol):
         if end < 0:
             return
         head = bytes(self._received[:end]).lower()
-        length = int(head.partition(b"content-length:")[2].split(b"\r\n")[0])
-        if len(self._received) >= end + len(_HEAD_END) + length:
+        length = head.partition(b"content-length:")[2].split(b"\r\n")[0].strip()
+        if not length.isdigit():
+            self._finish("no content-length")
+            return
+        if len(self._received) >= end + len(_HEAD_END) + int(length):
             self._finish(head[9:12].decode())
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -162,7 +170,7 @@ class _Sender:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._request = _request(load)
+        self._requests = itertools.cycle(_requests(load))
         self._idle: list[_Connection] = []
         self._connections = asyncio.Semaphore(_MOST_CONNECTIONS)
         self._begin = time.perf_counter()
@@ -202,7 +210,7 @@ class _Sender:
         async with self._connections:
             try:
                 connection = await self._connect()
-                outcome = await asyncio.wait_for(connection.ask(self._request), _PATIENCE_S)
+                outcome = await asyncio.wait_for(connection.ask(next(self._requests)), _PATIENCE_S)
             except (OSError, TimeoutError) as error:
                 self._fail(type(error).__name__)
                 return
@@ -218,7 +226,7 @@ class _Sender:
             if (idle := self._idle.pop()).open:
                 return idle
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._load.port)
+        _, connection = await loop.create_connection(_Connection, self._load.host, self._load.port)
         return connection
 
     def _fail(self, kind: str) -> None:
@@ -233,13 +241,20 @@ def form(picture: bytes, field: str = "image") -> Body:
     return Body(f"multipart/form-data; boundary={_BOUNDARY}", content)
 
 
-def _request(load: Load) -> bytes:
-    """Return the bytes of a request."""
-    content = Path(load.image).read_bytes()
-    body = Body(load.content_type, content) if load.content_type else form(content)
+def _requests(load: Load) -> list[bytes]:
+    """Return the bytes of each request."""
+    path = Path(load.image)
+    contents = [file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    bodies = [Body(load.content_type, content) if load.content_type else form(content) for content in contents]
+    return [_request(load, body) for body in bodies]
+
+
+def _request(load: Load, body: Body) -> bytes:
+    host = f"[{load.host}]" if ":" in load.host else load.host
     lines = (
         f"POST {load.path} HTTP/1.1",
-        f"host: 127.0.0.1:{load.port}",
+        f"host: {host}:{load.port}",
+        *([f"x-api-key: {load.key}"] if load.key else []),
         f"content-type: {body.content_type}",
         f"content-length: {len(body.content)}",
     )

@@ -15,12 +15,12 @@ PACKAGES = ("numpy", "openvino", "pillow", "timm", "torch")
 _QUIET_S = 3.0
 
 
-def describe_machine(provider: str, threads: int) -> dict[str, Any]:
+def describe_machine(provider: str, threads: int | None) -> dict[str, Any]:
     """Return processor, memory, system and versions.
 
     Args:
         provider: the execution provider that runs the graph.
-        threads: threads of one inference.
+        threads: threads of one inference; None where only its server knows.
     """
     return {
         "cpu": _cpu_name(),

@@ -35,7 +35,7 @@ class Served:
 
     def workers(self) -> list[psutil.Process]:
         """Return the processes that hold a model."""
-        return [child for child in self.process.children() if _WORKER in _command(child)]
+        return [child for child in self.process.children() if is_worker(child)]
 
     def memory_mib(self) -> dict[int, float]:
         """Return each worker's memory by process id, in MiB: pages that several share count in parts."""
@@ -128,8 +128,9 @@ def _get(port: int, path: str) -> tuple[int, str]:
         connection.close()
 
 
-def _command(process: psutil.Process) -> list[str]:
+def is_worker(process: psutil.Process) -> bool:
+    """Return whether a process is one of BentoML's that hold a model."""
     try:
-        return list(process.cmdline())
+        return _WORKER in process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
+        return False

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from sklearn.metrics import accuracy_score
 
-from benchmarks.evaluation import BATCHES, EvalSettings, run_evaluation
+from benchmarks.evaluation import run_evaluation
+from benchmarks.evaluation_contract import EvalSettings
+from benchmarks.evaluation_file import BATCHES
+from benchmarks.evaluation_report import markdown
 from benchmarks.machine import OtherLoad
 from benchmarks.predictors import OnnxModel
-from benchmarks.report import markdown
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
@@ -25,7 +27,7 @@ from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TEST_IMAGES, write_run
 
 
 def evaluated(model: Path, datastore: Path, **changes: Any) -> dict[str, Any]:
-    return run_evaluation(EvalSettings(datastore, model, threads=1, rounds=1, seconds=0, **changes))
+    return run_evaluation(EvalSettings(datastore, model, threads=1, rounds=1, seconds=0, **changes)).report
 
 
 def variant(source: Path, folder: Path, classes: list[str] | None = None, size: int = SIZE) -> Path:

@@ -1,0 +1,97 @@
+"""Accuracy on a test split, by whatever answers for its images; and whether that split is the model's at all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.predictors import Predict, Probabilities
+from serving.protocol import ModelDescription
+from tailstack.artifact import Artifact
+from tailstack.datastore import Datastore, Split
+from tailstack.errors import UserError
+from tailstack.images import Pixels, Size, peek_size
+from tailstack.metrics import Accuracy, Labels, SetFigures, evaluate, set_figures
+from tailstack.progress import track
+
+BATCH = 32
+Card = Artifact | ModelDescription
+"""What a model says about itself: in its file, or over HTTP."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one system answered for the test split."""
+
+    probabilities: Probabilities
+    accuracy: Accuracy
+
+
+def check_match(card: Card, store: Datastore) -> None:
+    """Refuse a datastore that the model wasn't made for: its figures would mean nothing.
+
+    Raises:
+        UserError: its classes are others, or its images have another size than the one that the model was trained at.
+    """
+    if store.classes != card.classes:
+        difference = _first_difference(store.classes, card.classes)
+        raise UserError(f"datastore {store.path} has other classes than the model: {difference}")
+    size = card.image_size
+    resolution = max(learner.resolution for learner in card.learners)
+    # Images of any size are scaled to the largest learner's resolution; else the size is the training images' own.
+    if size == (resolution, resolution):
+        return
+    for index in range(len(store.test)):
+        found = peek_size(store.test.read(index))
+        if found != size:
+            raise UserError(
+                f"the model is for images of {size[0]}x{size[1]} pixels, and test.json annotation {index} "
+                f"({store.test.images[index]}) has {found[0]}x{found[1]}: use the datastore that the run was trained on"
+            )
+
+
+def classify(predict: Predict, name: str, card: Card, store: Datastore) -> Answers:
+    """Classify the test split with what answers for pixels."""
+    count = len(store.test)
+    batches = [np.arange(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    answered = track(
+        (predict(pixels(store.test, indices, card.image_size)) for indices in batches),
+        f"Accuracy, {name}",
+        len(batches),
+    )
+    return judge(np.concatenate(list(answered)), card, store)
+
+
+def judge(probabilities: Probabilities, card: Card, store: Datastore) -> Answers:
+    """Compute the figures of answers; classes are many, medium or few by the model's own counts."""
+    counts = np.array(card.class_counts, dtype=np.int64)
+    return Answers(probabilities, evaluate(probabilities, store.test.labels, store.classes, counts))
+
+
+def judge_sets(
+    members: Mapping[str, npt.NDArray[np.bool_]], labels: Labels, class_counts: list[int]
+) -> dict[str, SetFigures]:
+    """Return the figures of prediction sets, each bool `[images, classes]`, by the coverage that they state."""
+    counts = np.array(class_counts)
+    return {coverage: set_figures(inside, labels, counts) for coverage, inside in members.items()}
+
+
+def pixels(split: Split, indices: npt.NDArray[np.int64], size: Size) -> Pixels:
+    """Return decoded images as one batch, uint8 `[len(indices), *size, 3]`."""
+    return np.stack([split.decode(int(index), size) for index in indices])
+
+
+def spread_indices(split: Split, count: int) -> npt.NDArray[np.int64]:
+    """Return the places of `count` images spread over a split, whose classes lie one after the other.
+
+    A split with fewer gives some of them more than once.
+    """
+    return np.linspace(0, len(split) - 1, count).round().astype(np.int64)
+
+
+def _first_difference(found: list[str], expected: list[str]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} instead of {len(expected)}"
+    index = next(i for i, names in enumerate(zip(found, expected, strict=True)) if names[0] != names[1])
+    return f"class {index} is {found[index]!r} instead of {expected[index]!r}"

@@ -1,0 +1,112 @@
+"""What one exported file is worth, beside the same learners or the same file in other runtimes."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy import check_match, classify, judge_sets, pixels, spread_indices
+from benchmarks.evaluation_contract import MODEL, EvalSettings, Evaluation
+from benchmarks.latency import Timing, time_in_turns
+from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_predictor, torch_predictor
+from tailstack import datastore as datastores
+from tailstack.artifact import Artifact
+from tailstack.datastore import Datastore, Split
+from tailstack.files import sha256
+from tailstack.metrics import SetFigures
+from tailstack.progress import track
+
+BATCHES = (1, 8, 32)
+PEERS: dict[str, Callable[[OnnxModel, Path | None, int], Predict]] = {
+    "torch": torch_predictor,
+    "openvino": lambda model, _run, threads: openvino_predictor(model.path, threads),
+}
+"""What the file can be measured against."""
+
+
+def evaluate_file(settings: EvalSettings) -> Evaluation:
+    """Measure a file.
+
+    Raises:
+        UserError: the file, the datastore or torch's weights are missing, damaged, or don't fit together.
+    """
+    threads = settings.threads or os.cpu_count() or 1
+    store = datastores.load(settings.datastore)
+    model = OnnxModel.load(settings.model or MODEL, threads)
+    check_match(model.artifact, store)
+    systems: dict[str, Predict] = {"onnx": model.predict}
+    for name in settings.against:
+        systems[name] = PEERS[name](model, settings.run, threads)
+    answers = {name: classify(predict, name, model.artifact, store) for name, predict in systems.items()}
+    others = OtherLoad()
+    timings = {batch: measure(systems, batch, model.artifact, store.test, settings) for batch in BATCHES}
+    own = {batch: timing["onnx"] for batch, timing in timings.items()}
+    report = {
+        "accuracy": answers["onnx"].accuracy,
+        "prediction_sets": _set_figures(model.artifact, answers["onnx"].probabilities, store.test),
+        **timing_figures(own),
+        "against": {
+            name: {
+                "accuracy": {key: value for key, value in answers[name].accuracy.items() if key != "per_class"},
+                **timing_figures({batch: timing[name] for batch, timing in timings.items()}),
+                "same_label": _same_label(answers["onnx"].probabilities, answers[name].probabilities),
+                "speed_of_onnx": {str(batch): own[batch].speed_over(timing[name]) for batch, timing in timings.items()},
+            }
+            for name in settings.against
+        },
+        "model": describe_model(model, store),
+        "machine": {**describe_machine(model.provider, threads), "cores_of_others": round(others.cores(), 2)},
+    }
+    latencies = {f"batch {batch}": np.concatenate(timing.rounds) * 1e3 for batch, timing in own.items()}
+    return Evaluation(report, answers["onnx"].probabilities, store.test.labels, latencies)
+
+
+def measure(
+    systems: Mapping[str, Predict], batch: int, artifact: Artifact, test: Split, settings: EvalSettings
+) -> dict[str, Timing]:
+    """Time one batch of real images in every system, in turns."""
+    images = pixels(test, spread_indices(test, batch), artifact.image_size)
+    turns = time_in_turns(systems, images, settings.rounds, settings.seconds)
+    *_, timings = track(turns, f"Latency at batch {batch}", settings.rounds)
+    return timings
+
+
+def timing_figures(timings: Mapping[int, Timing]) -> dict[str, dict[str, Any]]:
+    """Return `latency_ms`, `throughput` (images per second) and `calls`, each by batch size."""
+    return {
+        "latency_ms": {str(batch): timing.percentiles() for batch, timing in timings.items()},
+        "throughput": {str(batch): timing.images_per_second() for batch, timing in timings.items()},
+        "calls": {str(batch): timing.calls for batch, timing in timings.items()},
+    }
+
+
+def describe_model(model: OnnxModel, store: Datastore) -> dict[str, Any]:
+    """Return what identifies the file, and what `fit` measured for it."""
+    artifact = model.artifact
+    trained_on = artifact.provenance["datastore"]
+    return {
+        "name": artifact.name,
+        "file": str(model.path),
+        "sha256": sha256(model.path),
+        "megabytes": round(model.path.stat().st_size / 1e6, 1),
+        "technique": artifact.technique,
+        "learners": [learner.model_dump() for learner in artifact.learners],
+        "classes": len(artifact.classes),
+        "image_size": list(artifact.image_size),
+        "top1_in_fit": artifact.accuracy["top1"],
+        "same_test_split": store.digests()["test"] == trained_on["test"],
+    }
+
+
+def _set_figures(artifact: Artifact, probabilities: Probabilities, test: Split) -> dict[str, SetFigures]:
+    """Return the figures of the file's prediction sets by the coverage that they state."""
+    card = artifact.prediction_sets
+    members = {coverage: card.members(coverage, probabilities) for coverage in card.thresholds} if card else {}
+    return judge_sets(members, test.labels, artifact.class_counts)
+
+
+def _same_label(ours: Probabilities, theirs: Probabilities) -> float:
+    return float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean())

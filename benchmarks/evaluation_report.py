@@ -1,0 +1,125 @@
+"""What `benchmarks/eval.py` found, as a page of Markdown."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmarks.report import machine_line, table
+
+HEADLINES = ("top1", "top5", "balanced", "macro_f1", "many", "medium", "few", "ece", "nll")
+PERCENTILES = ("p50", "p90", "p99")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Return the page: accuracy, then latency, then what it was measured on."""
+    sections = [
+        f"# {report['model']['name']}",
+        _model_line(report["model"]),
+        table(("", *HEADLINES), _accuracy_rows(report), "Accuracy on the test split"),
+        _fit_line(report),
+        *_set_sections(report),
+        *(_http_sections(report) if "http" in report else _latency_sections(report)),
+        machine_line(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _model_line(model: Mapping[str, Any]) -> str:
+    size = f"{model['megabytes']} MB, " if "megabytes" in model else ""
+    line = f"{len(model['learners'])} learner(s), {model['classes']} classes, {size}technique {model['technique']}"
+    return f"{line}, version {model['version']} at {model['url']}" if "url" in model else line
+
+
+def _accuracy_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:
+    own = "HTTP" if "http" in report else "onnx"
+    for name, part in {own: report, **report["against"]}.items():
+        values = [part["accuracy"][key] for key in HEADLINES]
+        yield [name, *("-" if value is None else f"{value:.4f}" for value in values)]
+
+
+def _set_sections(report: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            f"{float(stated):.0%} stated",
+            *("-" if figures[key] is None else f"{figures[key]:.4f}" for key in ("coverage", "many", "medium", "few")),
+            f"{figures['size']:.2f}",
+        ]
+        for stated, figures in report["prediction_sets"].items()
+    ]
+    header = ("", "have the true class", "many", "medium", "few", "classes in a set")
+    return [table(header, rows, "Prediction sets")] if rows else []
+
+
+def _latency_sections(report: Mapping[str, Any]) -> list[str]:
+    header = ("", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "onnx is faster by")
+    return [table(header, _timing_rows(report), "Latency")]
+
+
+def _timing_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:
+    systems = {"onnx": report, **report["against"]}
+    for batch in report["latency_ms"]:
+        for name, part in systems.items():
+            speed = f"{part['speed_of_onnx'][batch]:.2f}x" if "speed_of_onnx" in part else ""
+            figures = _percentiles(part["latency_ms"][batch])
+            yield [name, batch, *figures, f"{part['throughput'][batch]:.1f}", str(part["calls"][batch]), speed]
+
+
+def _http_sections(report: Mapping[str, Any]) -> list[str]:
+    http = report["http"]
+    figures = ("p50 ms", "p90 ms", "p99 ms", "server CPU ms a request", "cores of the load", "failed")
+    closed = [
+        [
+            concurrency,
+            f"{report['throughput'][concurrency]:.1f}",
+            *_percentiles(report["latency_ms"][concurrency]),
+            *_load_cells(part, part["failed"]),
+        ]
+        for concurrency, part in http["closed"].items()
+    ]
+    opened = [
+        [
+            f"{part['rate']:.1f}",
+            f"{part['throughput']:.1f}",
+            *_percentiles(part["latency_ms"]),
+            *_load_cells(part, sum(part["failed"].values())),
+        ]
+        for part in http["open"]
+    ]
+    return [
+        table(("requests under way", "images/s", *figures), closed, "Closed loop"),
+        table(("requests/s sent", "images/s", *figures), opened, "Open loop"),
+        _http_line(http),
+    ]
+
+
+def _http_line(http: Mapping[str, Any]) -> str:
+    text = (
+        f"{http['photos']} test images of {http['mean_bytes']} bytes on average, as a form to `/classify`. The closed "
+        "loop is wrk's; in the open loop a request's time counts from when it was due."
+    )
+    if http["server_seen"]:
+        return f"{text} The server runs on this machine, and shares its cores with the load."
+    return (
+        f"{text} The server's processor time is left out: its processes can't be seen from here. What follows is the "
+        "machine of the load."
+    )
+
+
+def _load_cells(part: Mapping[str, Any], failed: int) -> list[str]:
+    cpu = "-" if part["server_cpu_ms"] is None else f"{part['server_cpu_ms']:.2f}"
+    return [cpu, f"{part['load_cores']:.2f}", str(failed)]
+
+
+def _percentiles(latency: Mapping[str, float]) -> list[str]:
+    return [f"{latency[key]:.2f}" for key in PERCENTILES]
+
+
+def _fit_line(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    lines = [f"`fit` measured top-1 {model['top1_in_fit']:.4f}"]
+    if "same_test_split" in model:
+        lines[0] += " on this test split." if model["same_test_split"] else " on another test split."
+    else:
+        lines[0] += " on the test split of its own datastore."
+    for name, part in report["against"].items():
+        lines.append(f"{name} gives the same label for {part['same_label']:.2%} of the images.")
+    return " ".join(lines)
