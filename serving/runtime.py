@@ -1,6 +1,7 @@
 """The model as the server sees it: loaded, checked, warmed up, and asked for batches of pixels."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Model:
         model = cls(_artifact(engine, path), digest[:12], engine, narrow, slots)
         for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)
-        model._warm_up(path, max_batch, alone=False)
+        model._warm_up_side_by_side(path, max_batch)
         return model
 
     def classify(self, images: Pixels, *, alone: bool = True) -> Answer:
@@ -96,6 +97,12 @@ class Model:
         engine = self.engine if alone else self.narrow
         probabilities, votes = engine.run(images, (PROBABILITIES, LEARNER_PROBABILITIES))
         return Answer(probabilities, votes)
+
+    def _warm_up_side_by_side(self, path: Path, batch: int) -> None:
+        """Take the memory of the worst moment now: a runtime keeps what it took, and the server's memory would climb."""
+        with ThreadPoolExecutor(self.slots) as slots:
+            for run in [slots.submit(self._warm_up, path, batch, alone=False) for _ in range(self.slots)]:
+                run.result()
 
     def _warm_up(self, path: Path, batch: int, *, alone: bool) -> None:
         height, width = self.artifact.image_size

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,12 @@ import pytest
 
 from export.cheaper import Wanted
 from export.export import export
-from serving.runtime import Model, check_model, warm_up_sizes
+from serving.runtime import SLOTS_PER_THREAD, Answer, Model, check_model, warm_up_sizes
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
 from tailstack.engine import open_engine
 from tailstack.engine_onnxruntime import OnnxRuntimeEngine, padded_size, run_bound
 from tailstack.errors import UserError
+from tailstack.images import Pixels
 from tailstack.session import CPU
 from tests.serving.conftest import encoded, running, web
 
@@ -149,3 +151,22 @@ def test_a_gpu_has_seen_every_size_before_the_first_request(max_batch: int) -> N
     assert len(set(sizes)) == len(sizes)
     assert sizes[:2] == sorted({1, padded_size(max_batch)})
     assert warm_up_sizes(True, max_batch) == sorted({1, max_batch})
+
+
+def test_every_slot_has_run_the_largest_batch_before_the_first_request(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the runtime takes for them it keeps: a worker takes it when it loads, not at its busiest moment."""
+    threads, largest = 2, 4
+    together = Barrier(threads * SLOTS_PER_THREAD)
+    classify = Model.classify
+
+    def meet(model: Model, images: Pixels, *, alone: bool = True) -> Answer:
+        if not alone:
+            assert len(images) == largest
+            together.wait(timeout=60)
+        return classify(model, images, alone=alone)
+
+    monkeypatch.setattr(Model, "classify", meet)
+    Model.load(tiny_model, "cpu", threads, largest)
+    assert not together.broken
