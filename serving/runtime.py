@@ -99,7 +99,7 @@ class Model:
         return Answer(probabilities, votes)
 
     def _warm_up_side_by_side(self, path: Path, batch: int) -> None:
-        """Take the memory of the worst moment now: a runtime keeps what it took, and the server's memory would climb."""
+        """Take the memory of the worst moment now: the runtime keeps what it took, and memory would climb later."""
         with ThreadPoolExecutor(self.slots) as slots:
             for run in [slots.submit(self._warm_up, path, batch, alone=False) for _ in range(self.slots)]:
                 run.result()

@@ -57,7 +57,7 @@ class ServerSettings(BaseModel):
     tune: Literal["on", "off"] = "on"
     """Whether ONNX Runtime's settings on the CPU are measured at the first start with a model."""
     max_batch: int = Field(default=8, ge=1)
-    """Images that one inference takes at most. On a CPU larger batches aren't faster, and take memory; a GPU wants more."""
+    """Images that one inference takes at most. On a CPU larger batches only take more memory; a GPU wants more."""
     max_queue: int = Field(default=128, ge=1)
     """Images that wait or are worked on; above it a request is told to come back."""
     max_images: int = Field(default=64, ge=1)
