@@ -7,7 +7,7 @@ same images.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tailstack.errors import UserError, listing
 from tailstack.files import read_json, sha256, write_json
 from tailstack.images import ImageError, Pixels, Size, decode
+from tailstack.names import Names
 
 Labels = npt.NDArray[np.int64]
 
@@ -27,7 +28,7 @@ class Split:
     """Images of one split: paths relative to `root`, and int64 labels `[images]`."""
 
     root: Path
-    images: list[str]
+    images: Names
     labels: Labels
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class Split:
 
     def subset(self, indices: npt.NDArray[np.int64]) -> "Split":
         """Return the images at `indices`, in that order."""
-        return Split(self.root, [self.images[i] for i in indices], self.labels[indices])
+        return Split(self.root, Names(self.images[i] for i in indices), self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def load(path: Path) -> Datastore:
     return datastore
 
 
-def save_split(path: Path, root: Path, classes: Sequence[str], images: Sequence[str], labels: Labels) -> None:
+def save_split(path: Path, root: Path, classes: Sequence[str], images: Iterable[str], labels: Labels) -> None:
     """Write one split's JSON file to `path`, with `root` written relative to it."""
     annotations = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
     relative = os.path.relpath(root, path.parent)
@@ -124,7 +125,7 @@ def _read_split(path: Path, expected_classes: list[str] | None = None) -> tuple[
     _check_labels(path, classes, images, labels)
     if expected_classes is not None and classes != expected_classes:
         raise UserError(f"{path} lists other classes than train.json")
-    return classes, Split(root, images, np.array(labels, dtype=np.int64))
+    return classes, Split(root, Names(images), np.array(labels, dtype=np.int64))
 
 
 def _check_labels(path: Path, classes: list[str], images: list[str], labels: list[Any]) -> None:

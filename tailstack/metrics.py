@@ -16,6 +16,8 @@ MANY_OVER = 100
 FEW_UNDER = 20
 MANY, MEDIUM, FEW = 0, 1, 2
 CALIBRATION_BINS = 15
+_CHUNK = 1024
+"""Images whose classes are sorted at a time: all of them at once took four times the memory of the probabilities."""
 
 
 class ClassFigures(TypedDict):
@@ -72,16 +74,19 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], c
         classes: class names in label order.
         class_counts: training images of each class, `[classes]`, which sort classes into many, medium and few.
     """
-    matrix = confusion(probabilities, labels)
-    recall, precision, f1 = _class_rates(matrix)
-    present = matrix.sum(axis=1) > 0
+    predicted = probabilities.argmax(axis=1)
+    hits, tested, answered = (
+        np.bincount(of, minlength=len(classes)) for of in (labels[predicted == labels], labels, predicted)
+    )
+    recall, precision, f1 = _class_rates(hits, tested, answered)
+    present = tested > 0
     counts = np.asarray(class_counts)
     group = groups(counts)
     return Accuracy(
         top1=top_k(probabilities, labels, 1),
         top5=top_k(probabilities, labels, 5),
         balanced=float(recall[present].mean()),
-        macro_f1=float(f1[present | (matrix.sum(axis=0) > 0)].mean()),
+        macro_f1=float(f1[present | (answered > 0)].mean()),
         many=_mean(recall, present & (group == MANY)),
         medium=_mean(recall, present & (group == MEDIUM)),
         few=_mean(recall, present & (group == FEW)),
@@ -91,9 +96,9 @@ def evaluate(probabilities: Probabilities, labels: Labels, classes: list[str], c
             ClassFigures(
                 label=name,
                 train_images=int(counts[i]),
-                test_images=int(matrix[i].sum()),
+                test_images=int(tested[i]),
                 accuracy=float(recall[i]) if present[i] else None,
-                precision=float(precision[i]) if matrix[:, i].any() else None,
+                precision=float(precision[i]) if answered[i] else None,
             )
             for i, name in enumerate(classes)
         ],
@@ -125,7 +130,10 @@ def groups(class_counts: Labels) -> Labels:
 
 
 def confusion(probabilities: Probabilities, labels: Labels) -> Labels:
-    """Return int64 `[classes, classes]`: images by true class (row) and most probable class (column)."""
+    """Return int64 `[classes, classes]`: images by true class (row) and most probable class (column).
+
+    For as many classes as a page shows: for 8,142 it would take 530 MB.
+    """
     classes = probabilities.shape[1]
     pairs = labels * classes + probabilities.argmax(axis=1)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -137,8 +145,12 @@ def top_k(probabilities: Probabilities, labels: Labels, k: int) -> float:
         return float((probabilities.argmax(axis=1) == labels).mean())
     if k >= probabilities.shape[1]:
         return 1.0
-    best = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
-    return float((best == labels[:, None]).any(axis=1).mean())
+    hits = 0
+    for start in range(0, len(labels), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        best = np.argpartition(-probabilities[part], k - 1, axis=1)[:, :k]
+        hits += int((best == labels[part, None]).any(axis=1).sum())
+    return hits / len(labels)
 
 
 def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
@@ -170,14 +182,15 @@ def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> flo
     return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
 
 
-def _class_rates(matrix: Labels) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return recall, precision and F1 of each class, each float64 `[classes]` and 0 where undefined."""
-    hits = np.diag(matrix).astype(np.float64)
-    true, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-    recall = hits / np.maximum(true, 1)
-    precision = hits / np.maximum(predicted, 1)
-    f1 = 2 * hits / np.maximum(true + predicted, 1)
-    return recall, precision, f1
+def _class_rates(hits: Labels, tested: Labels, answered: Labels) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return recall, precision and F1 of each class, each float64 `[classes]` and 0 where undefined.
+
+    Args:
+        hits: images that were given their class, `[classes]`.
+        tested: images of the class.
+        answered: images that were given the class.
+    """
+    return hits / np.maximum(tested, 1), hits / np.maximum(answered, 1), 2 * hits / np.maximum(tested + answered, 1)
 
 
 def _mean(values: npt.NDArray[np.float64], members: npt.NDArray[np.bool_]) -> float | None:

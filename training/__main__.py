@@ -30,7 +30,7 @@ def _prepare_parser() -> ArgumentParser:
     parser.add_argument(
         "source",
         help="image folder (train/ and test/ with a folder a class, or class folders alone), a zip of one, `digits`, "
-        "or `torchvision:NAME`",
+        "`torchvision:NAME`, or a datastore to make variants of",
     )
     parser.add_class_arguments(PrepareSettings, skip={"source", "imbalance"})
     parser.add_argument(

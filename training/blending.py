@@ -10,6 +10,8 @@ from scipy.special import softmax
 from tailstack.metrics import Labels, Probabilities
 
 _FOLDS = 5
+_MOST = 30_000_000
+"""Probabilities that are looked at: they say all about a few numbers, and with thousands of classes more take GB."""
 _TINY = np.finfo(np.float32).tiny
 _WEIGHT_RANGE = (-3.0, 3.0)
 """Of the logarithm of a weight, before they are made to sum to 1."""
@@ -50,6 +52,9 @@ def fit_blend(votes: Probabilities, labels: Labels) -> Blend:
     best = plain_average(votes.shape[1])
     if len(labels) < 2 * _FOLDS:
         return best
+    if votes.size > _MOST:
+        kept = np.random.default_rng(0).permutation(len(labels))[: max(_MOST * len(labels) // votes.size, 2 * _FOLDS)]
+        votes, labels = votes[kept], labels[kept]
     votes = votes.astype(np.float64)  # the optimizer's small steps would vanish in float32
     importance = _importance(labels)
     plain = best.apply(votes)

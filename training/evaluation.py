@@ -39,14 +39,16 @@ def evaluate_run(
     run = settings.output
     counts = store.train.counts(len(store.classes))
     records = [_describe(plan, len(store.classes), settings) for plan in plans]
-    tested, validated = [], []
-    for record in records:
+    votes, val_votes = (
+        np.empty((images, len(records), len(store.classes)), np.float32)
+        for images in (len(store.test), len(data.val_labels))
+    )
+    for k, record in enumerate(records):
         learner = load_learner(run, record, len(store.classes))
-        tested.append(predict(learner, test_pixels, len(store.test)))
-        validated.append(predict(learner, data.val_pixels, len(data.val_labels)))
-        record.results = _figures(tested[-1], store.test.labels, store.classes, counts)
-        record.validation = _figures(validated[-1], data.val_labels, store.classes, counts)
-    votes, val_votes = np.stack(tested, axis=1), np.stack(validated, axis=1)
+        votes[:, k] = predict(learner, test_pixels, len(store.test))
+        val_votes[:, k] = predict(learner, data.val_pixels, len(data.val_labels))
+        record.results = _figures(votes[:, k], store.test.labels, store.classes, counts)
+        record.validation = _figures(val_votes[:, k], data.val_labels, store.classes, counts)
     blend = fit_blend(val_votes, data.val_labels) if settings.blend else plain_average(len(records))
     probabilities = blend.apply(votes)
     results = evaluate(probabilities, store.test.labels, store.classes, counts)

@@ -1,4 +1,4 @@
-"""The command `prepare`: labelled images -> a datastore and its imbalanced variants."""
+"""The command `prepare`: labelled images -> a datastore and its imbalanced variants; or a datastore -> variants."""
 
 import hashlib
 import os
@@ -8,17 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tailstack.datastore import Labels, save_split
+from tailstack import datastore as datastores
+from tailstack.datastore import Split, save_split
 from tailstack.errors import UserError, listing
 from tailstack.files import make_folder
 from tailstack.images import ImageError, decode
+from tailstack.names import Names
 from tailstack.progress import track
 from training.longtail import imbalanced_subset, stratified_split
 from training.settings import PrepareSettings
 from training.sources import Source, open_source
-
-Split = tuple[list[str], Labels]
-"""Image paths relative to the source's root, and their labels."""
 
 
 def prepare(settings: PrepareSettings) -> None:
@@ -28,15 +27,30 @@ def prepare(settings: PrepareSettings) -> None:
         UserError: listing every unreadable image and empty class, all at once.
     """
     _check(settings)
-    folder = make_folder(settings.output)
-    source = open_source(settings.source, folder)
+    if (Path(settings.source) / "train.json").is_file():
+        _vary(settings)
+        return
+    source = open_source(settings.source, make_folder(settings.output))
     classes = sorted(source.train)[: settings.classes]
-    train, test = _splits(source, classes, settings)
-    train, test = _without_bad_images(source.root, train, test, classes, settings.skip_unreadable)
-    _write(settings.output, source.root, classes, train, test)
+    train, test = _without_bad_images(*_splits(source, classes, settings), classes, settings.skip_unreadable)
+    _write(settings.output, classes, train, test)
+    _write_variants(settings, classes, train, test)
+
+
+def _vary(settings: PrepareSettings) -> None:
+    """Write variants of a datastore, whose images were looked at when it was made."""
+    if not settings.imbalance or settings.classes is not None:
+        raise UserError(f"{settings.source} is a datastore already, of which --imbalance makes variants, and no more")
+    store = datastores.load(Path(settings.source))
+    _write_variants(settings, store.classes, store.train, store.test, store.val)
+
+
+def _write_variants(
+    settings: PrepareSettings, classes: list[str], train: Split, test: Split, val: Split | None = None
+) -> None:
     for ratio in settings.imbalance:
-        kept = imbalanced_subset(train[1], len(classes), ratio, settings.seed)
-        _write(variant_path(settings.output, ratio), source.root, classes, _take(train, kept), test)
+        kept = imbalanced_subset(train.labels, len(classes), ratio, settings.seed)
+        _write(variant_path(settings.output, ratio), classes, train.subset(kept), test, val)
 
 
 def variant_path(output: Path, ratio: float) -> Path:
@@ -55,40 +69,39 @@ def _check(settings: PrepareSettings) -> None:
 
 
 def _splits(source: Source, classes: list[str], settings: PrepareSettings) -> tuple[Split, Split]:
-    train = _labelled(source.train, classes)
+    train = _labelled(source.root, source.train, classes)
     if source.test is not None:
         unknown = sorted(set(source.test) - set(source.train))
         if unknown:
             raise UserError(f"test/ has classes that train/ lacks: {', '.join(unknown)}")
-        return train, _labelled(source.test, classes)
-    stay, held = stratified_split(train[1], settings.test_fraction, settings.seed, at_least=1)
-    return _take(train, stay), _take(train, held)
+        return train, _labelled(source.root, source.test, classes)
+    stay, held = stratified_split(train.labels, settings.test_fraction, settings.seed, at_least=1)
+    return train.subset(stay), train.subset(held)
 
 
-def _labelled(files: dict[str, list[str]], classes: list[str]) -> Split:
-    images = [image for name in classes for image in files.get(name, [])]
+def _labelled(root: Path, files: dict[str, list[str]], classes: list[str]) -> Split:
+    images = Names(image for name in classes for image in files.get(name, []))
     labels = [label for label, name in enumerate(classes) for _ in files.get(name, [])]
-    return images, np.array(labels, dtype=np.int64)
+    return Split(root, images, np.array(labels, dtype=np.int64))
 
 
-def _take(split: Split, positions: Labels) -> Split:
-    return [split[0][i] for i in positions], split[1][positions]
-
-
-def _without_bad_images(root: Path, train: Split, test: Split, classes: list[str], skip: bool) -> tuple[Split, Split]:
+def _without_bad_images(train: Split, test: Split, classes: list[str], skip: bool) -> tuple[Split, Split]:
     """Leave out what can't be decoded (or stop with the list), and training images that equal a test image."""
-    train_digests, test_digests = list(_digests(root, train, "train")), list(_digests(root, test, "test"))
-    digests = train_digests + test_digests
-    images = train[0] + test[0]
-    unreadable = [f"{image}: {d}" for image, d in zip(images, digests, strict=True) if isinstance(d, ImageError)]
+    train_digests, test_digests = list(_digests(train, "train")), list(_digests(test, "test"))
+    unreadable = [
+        f"{image}: {digest}"
+        for split, digests in ((train, train_digests), (test, test_digests))
+        for image, digest in zip(split.images, digests, strict=True)
+        if isinstance(digest, ImageError)
+    ]
     problems = [] if skip else list(unreadable)
     readable = [
         np.array([not isinstance(d, ImageError) for d in split], dtype=bool) for split in (train_digests, test_digests)
     ]
     tested = {digest for digest in test_digests if isinstance(digest, bytes)}
     copies = np.array([digest in tested for digest in train_digests], dtype=bool)
-    kept_train = _take(train, np.flatnonzero(readable[0] & ~copies))
-    kept_test = _take(test, np.flatnonzero(readable[1]))
+    kept_train = train.subset(np.flatnonzero(readable[0] & ~copies))
+    kept_test = test.subset(np.flatnonzero(readable[1]))
     problems += _small_classes(kept_train, kept_test, classes)
     if problems:
         hint = (
@@ -98,13 +111,16 @@ def _without_bad_images(root: Path, train: Split, test: Split, classes: list[str
         )
         raise UserError(f"{len(problems)} problem(s) in the source:\n{listing(problems)}{hint}")
     _report("can't be read and are left out", unreadable)
-    _report("are exact copies of a test image and are left out of train", [train[0][i] for i in np.flatnonzero(copies)])
+    _report(
+        "are exact copies of a test image and are left out of train",
+        list(train.subset(np.flatnonzero(copies)).images),
+    )
     return kept_train, kept_test
 
 
 def _small_classes(train: Split, test: Split, classes: list[str]) -> list[str]:
     """Name the classes that nothing can be trained or tested on: `fit` needs one image to train on, one to validate."""
-    counts = [np.bincount(labels, minlength=len(classes)).tolist() for _, labels in (train, test)]
+    counts = [split.counts(len(classes)).tolist() for split in (train, test)]
     problems = []
     for name, trained, tested in zip(classes, *counts, strict=True):
         if trained == 0:
@@ -118,12 +134,12 @@ def _small_classes(train: Split, test: Split, classes: list[str]) -> list[str]:
     return problems
 
 
-def _digests(root: Path, split: Split, name: str) -> Iterator[bytes | ImageError]:
+def _digests(split: Split, name: str) -> Iterator[bytes | ImageError]:
     """Yield a digest of each image's pixels, or why it has none."""
 
-    def digest(image: str) -> bytes | ImageError:
+    def digest(index: int) -> bytes | ImageError:
         try:
-            pixels = decode((root / image).read_bytes())
+            pixels = decode(split.read(index))
         except ImageError as error:
             return error
         except OSError as error:
@@ -131,7 +147,7 @@ def _digests(root: Path, split: Split, name: str) -> Iterator[bytes | ImageError
         return hashlib.blake2b(pixels.tobytes(), digest_size=16, key=repr(pixels.shape).encode()).digest()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from track(pool.map(digest, split[0], chunksize=64), f"Checking {name}", len(split[0]))
+        yield from track(pool.map(digest, range(len(split)), chunksize=64), f"Checking {name}", len(split))
 
 
 def _report(what: str, images: list[str]) -> None:
@@ -139,12 +155,13 @@ def _report(what: str, images: list[str]) -> None:
         print(f"{len(images)} image(s) {what}:\n{listing(images)}")
 
 
-def _write(path: Path, root: Path, classes: list[str], train: Split, test: Split) -> None:
+def _write(path: Path, classes: list[str], train: Split, test: Split, val: Split | None = None) -> None:
     make_folder(path)
-    save_split(path / "train.json", root, classes, *train)
-    save_split(path / "test.json", root, classes, *test)
-    counts = np.bincount(train[1], minlength=len(classes))
+    for name, split in (("train", train), ("val", val), ("test", test)):
+        if split is not None:
+            save_split(path / f"{name}.json", split.root, classes, split.images, split.labels)
+    counts = train.counts(len(classes))
     print(
-        f"{path}: {len(classes)} classes, {len(train[0])} training images ({counts.max()} in the largest class, "
-        f"{counts.min()} in the smallest), {len(test[0])} test images"
+        f"{path}: {len(classes)} classes, {len(train)} training images ({counts.max()} in the largest class, "
+        f"{counts.min()} in the smallest), {len(test)} test images"
     )

@@ -16,7 +16,10 @@ LITE_TRIO = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_
 
 @dataclass
 class PrepareSettings:
-    """Make a datastore of an image folder, a zip, `digits` or a torchvision data set, and imbalanced variants of it."""
+    """Make a datastore of an image folder, a zip, `digits` or a torchvision data set, and imbalanced variants of it.
+
+    Of a datastore, it makes the variants alone.
+    """
 
     source: str
     output: Path

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
+from tailstack.names import Names
 from training import dataset
 from training.dataset import (
     Batches,
@@ -26,7 +27,7 @@ def make_split(folder: Path, sizes: list[tuple[int, int]]) -> Split:
     for index, size in enumerate(sizes):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     names = [f"{index}.png" for index in range(len(sizes))]
-    return Split(folder, names, np.arange(len(sizes)) % 2)
+    return Split(folder, Names(names), np.arange(len(sizes)) % 2)
 
 
 def test_an_epoch_deals_each_sample_once_into_even_batches() -> None:

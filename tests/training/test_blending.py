@@ -36,6 +36,15 @@ def test_too_sharp_learners_get_a_temperature_above_one() -> None:
     assert blend.temperature > 1.5
 
 
+def test_of_too_many_votes_some_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = votes_of([2.5, 0.0], LABELS)
+    whole = fit_blend(votes, LABELS)
+    monkeypatch.setattr("training.blending._MOST", votes.size // 2)
+    part = fit_blend(votes, LABELS)
+    assert part != whole
+    np.testing.assert_allclose(part.weights, whole.weights, atol=0.05)
+
+
 def test_what_does_not_help_is_not_kept() -> None:
     labels = LABELS[:8]
     assert fit_blend(votes_of([2.0, 2.0], labels), labels) == plain_average(2)
