@@ -81,7 +81,7 @@ class Model:
             if threads > 1:
                 tuning = Tuning(level=setup.level)
                 narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content, tuning=tuning)
-        model = cls(_artifact(engine, path), digest[:12], engine, narrow, slots)
+        model = cls(_artifact(engine, path), _version(digest), engine, narrow, slots)
         for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)
         model._warm_up_side_by_side(path, max_batch)
@@ -116,15 +116,17 @@ class Model:
             raise UserError(f"model {path} doesn't answer for the classes and learners that its metadata names")
 
 
-def check_model(path: Path, runtime: Runtime = "onnxruntime") -> None:
-    """Look at a file without the work of making it fast.
+def check_model(path: Path, runtime: Runtime = "onnxruntime") -> tuple[Artifact, str]:
+    """Look at a file without the work of making it fast, and return its metadata and version.
 
     Raises:
         UserError: the file is missing, not ours, damaged, or not what its sidecar says.
     """
     content = _read(path)
-    _check_sidecar(path, hashlib.sha256(content).hexdigest())
-    _artifact(open_engine(path, runtime, "cpu", content=content, tuning=Tuning(level="none")), path)
+    digest = hashlib.sha256(content).hexdigest()
+    _check_sidecar(path, digest)
+    engine = open_engine(path, runtime, "cpu", content=content, tuning=Tuning(level="none"))
+    return _artifact(engine, path), _version(digest)
 
 
 def warm_up_sizes(on_cpu: bool, max_batch: int) -> list[int]:
@@ -157,6 +159,10 @@ def _check_sidecar(path: Path, digest: str) -> None:
         raise UserError(f"model {path}: {sidecar.name} can't be read: {error.strerror}") from error
     if words[:1] != [digest]:
         raise UserError(f"model {path} is not the file that {sidecar.name} describes: its SHA-256 is {digest}")
+
+
+def _version(digest: str) -> str:
+    return digest[:12]
 
 
 def _artifact(engine: Engine, path: Path) -> Artifact:

@@ -3,15 +3,11 @@
 On a CPU two learners on a core each are trained faster than one after the other on both: not all of a step is parallel.
 """
 
-import logging
-import os
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 import torch
 from rich.console import Console
 
+from tailstack.cluster import connect
 from tailstack.errors import UserError
 from training.dataset import TrainingData
 from training.learner import Audience
@@ -43,18 +39,6 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
         ray.get([remote.remote(task, shared, classes, settings, cpus) for task in absolute])
     finally:
         ray.shutdown()
-
-
-def connect(address: str | None) -> None:
-    """Connect to a Ray cluster; `auto` takes the one that runs on this machine, and starts one if none does.
-
-    Raises:
-        UserError: there is none at that address.
-    """
-    try:
-        ray.init(address=None if address == "auto" else address, include_dashboard=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
-        raise UserError(f"there is no Ray cluster at {address}: {error}") from error
 
 
 def _train(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, cpus: int) -> None:
