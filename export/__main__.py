@@ -33,13 +33,13 @@ def main() -> None:
         "--precision",
         choices=get_args(Precision),
         default="fp32",
-        help="int8: weights and activations in 8-bit integers, for CPUs; sensitive parts stay in float",
+        help="int8: weights and activations in 8-bit integers, for CPUs; sensitive parts stay in float; fp16: for GPUs",
     )
     parser.add_argument(
         "--max_accuracy_drop",
         type=float,
         default=MAX_ACCURACY_DROP,
-        help="points of accuracy on validation that a cascade or int8 may cost",
+        help="points of accuracy on validation that a cascade, int8 or fp16 may cost",
     )
     arguments = parser.parse_args()
     # Torch takes seconds to import: a mistake in the flags is answered before.

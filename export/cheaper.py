@@ -16,6 +16,7 @@ from export.cascade import Blend, Cascade, Votes
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
 from export.graph import build_learner_graph
+from export.half import halve
 from export.quantize import quantize
 from export.thresholds import choose_cascade
 from export.validation import (
@@ -37,6 +38,8 @@ from tailstack.session import open_session
 
 COST_IMAGES = 64
 COST_BATCHES = (1, 8)
+HALF_TOLERANCE = 0.05
+"""Largest difference of a learner's probability in fp16 from that in fp32, on any image that validates."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class CheaperGraph:
 
     @property
     def reference_name(self) -> str:
-        """Whose votes `reference` takes: torch has none in int8."""
+        """Whose votes `reference` takes: torch has none in int8, and rounds in other places in fp16."""
         return "torch" if self.precision == "fp32" else "each learner alone"
 
     @property
@@ -126,7 +129,9 @@ class CheaperGraph:
         }
 
     def _cost(self, path: Path) -> dict[str, dict[str, float]]:
-        """Return `relative_cost` on one thread by batch size."""
+        """Return `relative_cost` on one thread by batch size; empty for fp16, which is slower on a CPU than fp32."""
+        if self.precision == "fp16":
+            return {}
         sample = spread(self.validation, COST_IMAGES)
         images = np.concatenate(list(pixel_batches(sample, self.image_size)))
         content = self.plain.SerializeToString()
@@ -150,7 +155,9 @@ def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ense
     counts = np.array(record.class_counts)
     judge = Judge(blend.plain(votes), validation.labels, record.classes, counts, wanted.max_accuracy_drop)
     kept: list[list[str]] = [[] for _ in learners]
-    if wanted.precision == "int8":
+    if wanted.precision == "fp16":
+        learners, votes = _halved(exact, votes, validation, size)
+    elif wanted.precision == "int8":
         # The cascade needs room of its own.
         strict = replace(judge, max_drop=judge.max_drop / 2) if wanted.cascade else judge
         quantized = quantize(exact, calibration_batches(train, size), _objections(strict, blend, validation, size))
@@ -171,6 +178,24 @@ def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ense
         validation=validation,
         image_size=size,
     )
+
+
+def _halved(
+    exact: list[onnx.ModelProto], votes: Votes, validation: Split, size: Size
+) -> tuple[list[onnx.ModelProto], Votes]:
+    """Return learners in fp16 and their votes on validation, none of which is far from the learner's own in fp32.
+
+    Raises:
+        UserError: one is, as where activations are too large for fp16.
+    """
+    learners = [halve(model) for model in exact]
+    made = learner_votes(learners, validation, size, "Votes in fp16")
+    worst = float(np.abs(made - votes).max())
+    if not worst <= HALF_TOLERANCE:  # also refuses NaN
+        raise UserError(
+            f"in fp16 a learner's vote changes by {worst:.1e} (limit {HALF_TOLERANCE:g}): export it in fp32"
+        )
+    return learners, made
 
 
 def operations(learner: Learner, image_size: Size) -> float:

@@ -149,10 +149,11 @@ def _by_validation(
 def evidence_line(evidence: dict[str, Any]) -> str:
     """Put what the release gate measured into a line."""
     plain, this = evidence["plain"], evidence["this"]
-    costs = ", ".join(f"{cost['relative']:.2f}x at batch {batch}" for batch, cost in evidence["cost"].items())
+    costs = [f"{cost['relative']:.2f}x at batch {batch}" for batch, cost in evidence["cost"].items()]
+    cost = f"cost {', '.join(costs)} (one thread)" if costs else "cost not measured: fp16 is for GPUs"
     return (
         f"Beside the plain ensemble on {evidence['images']} validation images: top-1 {this['top1']:.4f} instead of "
-        f"{plain['top1']:.4f}, {evidence['learners_used']:.2f} learners per image, cost {costs} (one thread)"
+        f"{plain['top1']:.4f}, {evidence['learners_used']:.2f} learners per image, {cost}"
     )
 
 

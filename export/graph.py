@@ -16,6 +16,8 @@ from tailstack.network import Ensemble, Learner
 
 LOGITS = "logits"
 """The output of one learner's graph: float32 `[batch, classes]`."""
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+"""Operators that multiply by weights."""
 OPSET = 18
 """Its Resize has a CUDA kernel in ONNX Runtime; that of later opsets only in the newest versions."""
 

@@ -24,6 +24,7 @@ from onnxruntime.quantization import (
 )
 
 from export.cascade import Votes
+from export.graph import WEIGHTED
 from export.validation import Voters
 from tailstack.artifact import INPUT
 from tailstack.errors import UserError
@@ -31,7 +32,6 @@ from tailstack.images import Pixels
 from tailstack.progress import track
 
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool"]
-_WEIGHTED = ("Conv", "Gemm", "MatMul")
 _RANKING_IMAGES = 64
 
 
@@ -138,7 +138,7 @@ def _blocks(model: ModelProto) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     current = ""
     for node in model.graph.node:
-        if node.op_type in _WEIGHTED:
+        if node.op_type in WEIGHTED:
             name = next((value for value in node.input if value in weights), node.name)
             current = _block_of(name)
         if node.op_type in OPERATORS and current:

@@ -21,9 +21,9 @@ LEARNERS_USED = "learners_used"
 """int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
 
 FORMAT = 4
-"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`; 4 `validation` and the
-temperatures of a cascade."""
-Precision = Literal["fp32", "int8"]
+"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`; 4 `validation`, the
+temperatures of a cascade, and fp16."""
+Precision = Literal["fp32", "fp16", "int8"]
 _PREFIX = "tailstack."
 
 
@@ -123,7 +123,7 @@ class Artifact(BaseModel):
     accuracy: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, as `fit` measured it."""
     parity: dict[str, float]
-    """Largest difference from torch (in int8, from each learner alone) by batch size, measured at export."""
+    """Largest difference from torch (in fp16 and int8, from each learner alone) by batch size, measured at export."""
     provenance: dict[str, Any]
     """Settings, versions, time of export, digests of the data and of the weights."""
     precision: Precision = "fp32"
