@@ -2,9 +2,10 @@
 
     python benchmarks/cost.py runs/photos
 
-Each learner alone, all of them (plain), the cascade, 8-bit integers and both, in ONNX Runtime and in OpenVINO, and the
-plain ensemble in PyTorch: in turns, on the same test photos, at batch 1 and 8, on one thread and on two. What counts is
-the median over rounds of the ratio to the cheapest learner alone. Writes cost.json, cost.md and cost.png.
+Each learner alone, all of them (plain), the cascade, 8-bit integers and both, and the student if there is one, in ONNX
+Runtime and in OpenVINO, and the plain ensemble in PyTorch: in turns, on the same test photos, at batch 1 and 8, on one
+thread and on two. What counts is the median over rounds of the ratio to the cheapest learner alone. Writes cost.json,
+cost.md and cost.png.
 """
 
 import statistics
@@ -40,7 +41,7 @@ from tailstack.images import Pixels
 from tailstack.metrics import evaluate
 from tailstack.network import load_learner
 from tailstack.progress import track
-from tailstack.run import RunRecord
+from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
 
 BATCHES = (1, 8)
 THREADS = (1, 2)
@@ -129,7 +130,10 @@ def run_costs(settings: CostSettings, folder: Path) -> list[Row]:
 
 
 def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop: float) -> dict[str, Path]:
-    """Write the file of each learner alone and of each form of the ensemble, but what the release gate refuses."""
+    """Write the file of each learner alone, of each form of the ensemble but what the gate refuses, and of a student.
+
+    RUN-student is taken where it is there: `python -m export RUN --student ARCHITECTURE` makes it.
+    """
     files = {}
     for learner in record.learners:
         graph = build_learner_graph(load_learner(run, learner, len(record.classes)), record.image_size)
@@ -147,6 +151,10 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
             print(f"without {name}: {error}", flush=True)
             continue
         files[name] = path
+    student = student_folder(run)
+    if (student / ENSEMBLE_FILE).exists():
+        files["student"] = folder / "student.onnx"
+        export(student, files["student"])
     return files
 
 

@@ -77,3 +77,22 @@ def test_what_the_gate_refuses_is_left_out(
     files = cost_variants.build_variants(small_run, RunRecord.load(small_run), tmp_path, 0.3)
     assert set(files) == {"plain", *(f"{k}-{architecture}" for k, (architecture, _) in enumerate(SMALL_LEARNERS))}
     assert "without int8 cascade: the release gate refuses" in capsys.readouterr().out
+
+
+def test_a_student_is_measured_where_there_is_one(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    exported: dict[str, Path] = {}
+
+    def note(source: Path, path: Path, *_: cost_variants.Wanted) -> None:
+        exported[path.stem] = source
+
+    monkeypatch.setattr(cost_variants, "export", note)
+    monkeypatch.setattr(cost_variants, "build_learner_graph", lambda *_: onnx.ModelProto())
+    monkeypatch.setattr(cost_variants, "fuse", lambda *_: onnx.ModelProto())
+    record = RunRecord.load(run)
+    assert "student" not in cost_variants.build_variants(run, record, tmp_path, 0.3)
+    shutil.copytree(run, tmp_path / "run-student")
+    assert cost_variants.build_variants(run, record, tmp_path, 0.3)["student"] == tmp_path / "student.onnx"
+    assert (exported["plain"], exported["student"]) == (run, tmp_path / "run-student")
