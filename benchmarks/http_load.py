@@ -51,6 +51,8 @@ class Load:
     """Requests under way at a time, each over a connection of its own; not used where there is a `rate`."""
     rate: float = 0.0
     """Requests a second, whether or not those before are answered; 0 waits for them."""
+    seed: int | None = None
+    """Where there is a `rate`: None sends evenly; else at random (a Poisson process), drawn from this."""
     path: str = "/classify"
     """Where it is sent."""
     content_type: str = ""
@@ -197,8 +199,8 @@ class _Sender:
 
     async def _at_rate(self) -> None:
         asking = set()
-        for number in range(int(self._load.seconds * self._load.rate)):
-            due = self._begin + number / self._load.rate
+        for after in due_times(self._load):
+            due = self._begin + after
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             task = asyncio.create_task(self._ask(due))
             asking.add(task)
@@ -231,6 +233,15 @@ class _Sender:
 
     def _fail(self, kind: str) -> None:
         self.report.failures.append((time.perf_counter() - self._begin, kind))
+
+
+def due_times(load: Load) -> list[float]:
+    """Return when requests are due, in seconds since the beginning."""
+    count = int(load.seconds * load.rate)
+    if load.seed is None:
+        return [number / load.rate for number in range(count)]
+    gaps = np.random.default_rng(load.seed).exponential(1 / load.rate, count)
+    return [float(time) for time in np.cumsum(gaps)]
 
 
 def form(picture: bytes, field: str = "image") -> Body:

@@ -1,0 +1,13 @@
+"""The command `python benchmarks/capacity.py`; what it measures is in `benchmarks.capacity_plan`."""
+
+import sys
+from pathlib import Path
+
+# Run as a script, Python looks beside this file first, where `serving.py` would hide the package of that name.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.capacity_plan import main
+from tailstack.errors import run_command
+
+if __name__ == "__main__":
+    run_command(main)
