@@ -7,13 +7,23 @@ from benchmarks.report import machine_line, table
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Return the page: throughput, latency, start and memory, the soak, then what it was measured on."""
+    """Return the page: throughput, latency, start and memory, then what it was measured on."""
     sections = [
         f"# Serving {report['model']['file']}",
         f"A picture of {report['image_bytes']} bytes, as a form to `/classify`; medians over the rounds.",
         table(("", "decode + inference", "HTTP", "HTTP without load"), _speed_rows(report), "Speed"),
         table(("", "figure"), _server_rows(report), "Server"),
-        *([table(("", "figure"), _soak_rows(report["soak"]), "Soak")] if "soak" in report else []),
+        machine_line(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def soak_markdown(report: Mapping[str, Any]) -> str:
+    """Return the page of a soak, then what it was measured on."""
+    sections = [
+        f"# Soak of {report['model']['file']}",
+        f"A picture of {report['image_bytes']} bytes, as a form to `/classify`.",
+        table(("", "figure"), _soak_rows(report), "Soak"),
         machine_line(report),
     ]
     return "\n\n".join(sections) + "\n"

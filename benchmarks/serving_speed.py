@@ -4,7 +4,7 @@
 
 Both run in turns in one run, so that what else the machine does falls on both, and ratios and differences are those of
 a round's pair. The load comes from a process on the same cores; figures "without load" leave out the processor time
-that this process took. `--soak MINUTES` adds what `benchmarks.serving_soak` describes.
+that this process took. `--soak MINUTES` does instead what `benchmarks.serving_soak` describes.
 """
 
 import os
@@ -22,11 +22,11 @@ from rich.markdown import Markdown
 
 from benchmarks.http_load import Load, LoadReport, run_load
 from benchmarks.in_process import InProcess
-from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.machine import OtherLoad, cores_of_others, describe_machine
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
 from benchmarks.served import Served, serve
-from benchmarks.serving_report import markdown
+from benchmarks.serving_report import markdown, soak_markdown
 from benchmarks.serving_soak import run_soak
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, write_json, write_text
@@ -44,7 +44,7 @@ class ServingSettings:
     image: Path | None = None
     """The picture to send; the default is a JPEG of 500x375, made on the spot."""
     output: Path | None = None
-    """Folder for serving.json, serving.md and soak.png."""
+    """Folder for serving.json and serving.md, or for soak.json, soak.md and soak.png."""
     threads: int = 0
     """Threads of one inference; 0 takes one a core."""
     concurrency: int = 16
@@ -58,7 +58,7 @@ class ServingSettings:
     starts: int = 3
     """Starts whose time is taken."""
     soak: float = 0.0
-    """Minutes of soak; 0 leaves it out."""
+    """Minutes of a soak, which takes the place of the other measurements; 0 makes none."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
 
     Args:
         settings: of the measurement.
-        output: folder for the soak's figure; None draws none.
+        output: folder for a soak's figure; None draws none.
 
     Raises:
         UserError: the model can't be served, the picture can't be read, or a setting makes no sense.
@@ -86,15 +86,17 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
     model = OnnxModel.load(settings.model, threads)
     with tempfile.TemporaryDirectory() as folder:
         image = settings.image or make_picture(Path(folder))
-        reference = InProcess(model, image.read_bytes())
-        ready = [_time_start(settings.model, threads) for _ in range(settings.starts - 1)]
-        with serve(settings.model, threads) as served:
-            report = _measure(served, reference, image, settings, cores)
-            report["ready_s"] = [*ready, served.ready_s]
         if settings.soak:
             figure = output / "soak.png" if output else None
             closed = Load(0, str(image), seconds=settings.seconds, concurrency=settings.concurrency)
-            report["soak"] = run_soak(settings.model, threads, closed, settings.soak, figure)
+            busy = cores_of_others()
+            report = run_soak(settings.model, threads, closed, settings.soak, figure) | {"cores_of_others": busy}
+        else:
+            reference = InProcess(model, image.read_bytes())
+            ready = [_time_start(settings.model, threads) for _ in range(settings.starts - 1)]
+            with serve(settings.model, threads) as served:
+                report = _measure(served, reference, image, settings, cores)
+                report["ready_s"] = [*ready, served.ready_s]
         report["image_bytes"] = image.stat().st_size
     return {
         **report,
@@ -184,8 +186,8 @@ def main() -> None:
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output) if settings.output else None
     report = run_benchmark(settings, output)
-    text = markdown(report)
+    name, text = ("soak", soak_markdown(report)) if settings.soak else ("serving", markdown(report))
     Console().print(Markdown(text))
     if output:
-        write_json(output / "serving.json", report)
-        write_text(output / "serving.md", text)
+        write_json(output / f"{name}.json", report)
+        write_text(output / f"{name}.md", text)

@@ -62,15 +62,22 @@ class Classifier:
         finally:
             self._count(-images)
 
+    def due(self) -> float:
+        """Return when what comes in now has to be answered, on the event loop's clock."""
+        return asyncio.get_running_loop().time() + self._settings.timeout
+
     @asynccontextmanager
-    async def deadline(self) -> AsyncIterator[None]:
+    async def deadline(self, due: float | None = None) -> AsyncIterator[None]:
         """Give up on a block that takes too long.
+
+        Args:
+            due: what `due` returned when the request came in; None counts from now.
 
         Raises:
             RequestError: it did.
         """
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with asyncio.timeout_at(self.due() if due is None else due):
                 yield
         except TimeoutError as error:
             METRICS.rejected.labels("deadline").inc()

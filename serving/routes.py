@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from serving.body import Upload, parse
+from serving.classifier import Classifier
 from serving.errors import ErrorResponse, RequestError
 from serving.protocol import (
     DEFAULT_TOP_K,
@@ -104,17 +105,19 @@ def add(app: FastAPI, server: Server) -> None:
     async def classify_batch(request: Request) -> Response:
         """Send the images as the form's repeated field `images`, or as a list in JSON.
 
-        Each image has its own result or its own error, in order.
+        Each image has its own result or its own error, in order; one that takes too long costs the others nothing.
         """
         classifier = server.classifier
         classifier.check_room(1)
-        async with server.receiver.receive(request) as body, classifier.deadline():
-            model = classifier.model
+        async with server.receiver.receive(request) as body:
+            model, due = classifier.model, classifier.due()
             kind = request.headers.get("content-type", "")
-            content = await classifier.in_thread(parse, body, kind, "images", server.settings.images_per_request)
+            async with classifier.deadline(due):
+                content = await classifier.in_thread(parse, body, kind, "images", server.settings.images_per_request)
             options = Options.read(model, request.query_params, content.parameters)
             with classifier.admit(len(content.images)):
-                results = await asyncio.gather(*(_one(server, model, upload, options) for upload in content.images))
+                items = (_one(classifier, model, upload, options, due) for upload in content.images)
+                results = await asyncio.gather(*items)
         return _json(
             BatchClassification(request_id=request.state.request_id, model=name_of(model), results=list(results))
         )
@@ -125,9 +128,12 @@ def _parse_and_decode(server: Server, model: Model, body: bytes, request: Reques
     return content.parameters, server.classifier.decode(model, content.images[0])
 
 
-async def _one(server: Server, model: Model, upload: Upload, options: Options) -> ImageResult | ImageError:
+async def _one(
+    classifier: Classifier, model: Model, upload: Upload, options: Options, due: float
+) -> ImageResult | ImageError:
     try:
-        return image_result(model, await server.classifier.classify_image(model, upload), options)
+        async with classifier.deadline(due):
+            return image_result(model, await classifier.classify_image(model, upload), options)
     except RequestError as error:
         return ImageError(error=error.detail())
 

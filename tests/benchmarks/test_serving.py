@@ -70,20 +70,17 @@ def test_the_load_is_taken_out_of_the_rate() -> None:
     assert report.rate_without_load(cores=2) == 10.0
 
 
-@pytest.fixture(scope="module")
-def report(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the command writes, with a soak of a few seconds."""
-    output = tmp_path_factory.mktemp("serving") / "report"
-    command = [sys.executable, "benchmarks/serving.py", "--model", str(tiny_model), "--output", str(output)]
+def measure(model: Path, output: Path, *more: str) -> None:
+    command = [sys.executable, "benchmarks/serving.py", "--model", str(model), "--output", str(output)]
     command += ["--rounds", "2", "--seconds", "0.5", "--requests", "200", "--starts", "1", "--concurrency", "4"]
-    command += ["--soak", "0.2"]
     environment = {**os.environ, "TAILSTACK_RELOAD_INTERVAL": "0.2"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return output
 
 
-def test_the_reports_figures_belong_together(report: Path) -> None:
+def test_the_reports_figures_belong_together(tiny_model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    measure(tiny_model, report)
     figures = json.loads((report / "serving.json").read_text())
     speed = figures["throughput"]
     for name in ("http", "http_without_load"):
@@ -99,8 +96,11 @@ def test_the_reports_figures_belong_together(report: Path) -> None:
     assert f"{figures['latency_ms']['above']:.2f}" in page
 
 
-def test_the_soak_replaces_models_and_loses_a_worker(report: Path) -> None:
-    soak = json.loads((report / "serving.json").read_text())["soak"]
+def test_the_soak_replaces_models_and_loses_a_worker(tiny_model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    # Of twelve seconds.
+    measure(tiny_model, report, "--soak", "0.2")
+    soak = json.loads((report / "soak.json").read_text())
     assert soak["reloads"] == 10
     assert soak["models_loaded"] >= 1
     assert soak["requests"] == pytest.approx(soak["rate"] * 60 * soak["minutes"], abs=1)

@@ -97,6 +97,18 @@ def test_what_takes_too_long_gets_504(tight: Running) -> None:
     wait_for(lambda: status_of(tight, slow_image()) == 504)
 
 
+def test_an_image_that_takes_too_long_costs_the_others_of_its_batch_nothing(tight: Running) -> None:
+    def codes() -> list[str | None]:
+        files = [("images", (f"{number}.png", image)) for number, image in enumerate((encoded(), slow_image()))]
+        response = web.post(f"{tight.address}/classify/batch", files=files)
+        if response.status_code != 200:
+            return []
+        return [result.get("error", {}).get("code") for result in response.json()["results"]]
+
+    # On a loaded machine the small image is late as well, now and then.
+    wait_for(lambda: codes() == [None, "too_slow"])
+
+
 def test_a_full_server_says_so(tight: Running) -> None:
     image = slow_image()
 
