@@ -1,0 +1,13 @@
+"""The command `python benchmarks/training_peers.py`; what it measures is in `benchmarks.training_contest`."""
+
+import sys
+from pathlib import Path
+
+# Run as a script, Python looks beside this file first, where `training.py` would hide the package of that name.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.training_contest import main
+from tailstack.errors import run_command
+
+if __name__ == "__main__":
+    run_command(main)
