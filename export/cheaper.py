@@ -38,8 +38,9 @@ from tailstack.session import open_session
 
 COST_IMAGES = 64
 COST_BATCHES = (1, 8)
-HALF_TOLERANCE = 0.05
-"""Largest difference of a learner's probability in fp16 from that in fp32, on any image that validates."""
+HALF_TOLERANCE = 0.1
+"""Largest difference of a learner's probability in fp16 from that in fp32, on any image that validates: several times
+what rounding makes of an image that is torn between two classes, and far below what an overflow makes."""
 
 
 @dataclass(frozen=True)
