@@ -124,6 +124,7 @@ class CheaperGraph:
             "plain": self.judge.figures(self.judge.plain),
             "this": self.judge.figures(answers),
             "expected_drop": self.judge.expected_drop(answers),
+            "expected_drop_bound": self.judge.expected_drop_bound(answers),
             "learners_used": float(votes.any(axis=2).sum(axis=1).mean()),
             "in_float": self.in_float,
             "cost": self._cost(path),

@@ -7,7 +7,6 @@ quantization).
 """
 
 import contextlib
-import copy
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -23,6 +22,7 @@ from onnxruntime.quantization import (
     create_calibrator,
 )
 
+from export.bias import corrected_biases, with_biases
 from export.cascade import Votes
 from export.graph import WEIGHTED
 from export.validation import Voters
@@ -90,6 +90,7 @@ class _Learner:
             calibrator = create_calibrator(plain, OPERATORS, augmented_model_path=str(augmented))
             calibrator.collect_data(_Reader(calibration))
             self._ranges = calibrator.compute_data()
+        self._biases = corrected_biases(model, calibration)
 
     def without(self, kept: Sequence[str]) -> ModelProto:
         """Return the graph with all blocks quantised but `kept`."""
@@ -102,14 +103,15 @@ class _Learner:
     def _quantized(self, blocks: Set[str]) -> ModelProto:
         if not blocks:
             return self.model
+        nodes = [node for block in blocks for node in self.blocks[block]]
         quantizer = QDQQuantizer(
-            copy.deepcopy(self.model),
+            with_biases(self.model, self._biases, set(nodes)),
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=self._ranges,
-            nodes_to_quantize=[node for block in blocks for node in self.blocks[block]],
+            nodes_to_quantize=nodes,
             nodes_to_exclude=[],
             op_types_to_quantize=OPERATORS,
             # The logits keep their resolution.

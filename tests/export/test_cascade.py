@@ -188,6 +188,21 @@ def test_the_judge_names_what_falls() -> None:
         assert name in found
 
 
+def test_the_bound_on_the_drop_is_above_its_mean_and_closer_with_more_images() -> None:
+    blend = Blend((0.5, 0.5), 1.0)
+    gaps = []
+    for repeat in (1, 4):
+        votes, labels = (np.concatenate([part] * repeat) for part in random_votes(300, 2))
+        judge = judge_of(votes, labels, blend, 0.3)
+        mean, bound = judge.expected_drop(votes[:, 0]), judge.expected_drop_bound(votes[:, 0])
+        # Classes here have the same number of images, so it is the plain mean and its standard error.
+        lost = judge.plain.max(axis=1) - judge.plain[np.arange(len(labels)), votes[:, 0].argmax(axis=1)]
+        assert mean == pytest.approx(100 * lost.mean())
+        assert bound == pytest.approx(mean + 128.16 * lost.std() / len(labels) ** 0.5)
+        gaps.append(bound - mean)
+    assert gaps[1] == pytest.approx(gaps[0] / 2)
+
+
 def test_the_file_describes_its_cascade_and_what_it_costs(cascade_file: tuple[Path, str]) -> None:
     path, printed = cascade_file
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
