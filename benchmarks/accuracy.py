@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,12 @@ from tailstack.artifact import Artifact
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.images import Pixels, Size, peek_size
-from tailstack.metrics import Accuracy, Labels, SetFigures, evaluate, set_figures
+from tailstack.metrics import Accuracy, ClassFigures, Labels, SetFigures, confusion, evaluate, reliability, set_figures
 from tailstack.progress import track
 
 BATCH = 32
+CONFUSED = 1000
+"""Classes of which a report keeps the confusion matrix, at most."""
 Card = Artifact | ModelDescription
 """What a model says about itself: in its file, or over HTTP."""
 
@@ -67,6 +70,23 @@ def judge(probabilities: Probabilities, card: Card, store: Datastore) -> Answers
     """Compute the figures of answers; classes are many, medium or few by the model's own counts."""
     counts = np.array(card.class_counts, dtype=np.int64)
     return Answers(probabilities, evaluate(probabilities, store.test.labels, store.classes, counts))
+
+
+def accuracy_figures(answers: Answers, labels: Labels) -> dict[str, Any]:
+    """Return a report's parts on accuracy: the figures, the class of the lowest, the confusion matrix, reliability."""
+    classes = answers.probabilities.shape[1]
+    return {
+        "accuracy": answers.accuracy,
+        "worst_class": worst_classes(answers.accuracy)[0],
+        "confusion": confusion(answers.probabilities, labels).tolist() if classes <= CONFUSED else None,
+        "reliability": reliability(answers.probabilities, labels),
+    }
+
+
+def worst_classes(accuracy: Accuracy) -> list[ClassFigures]:
+    """Return the classes that have test images, the lowest accuracy first."""
+    tested = [(entry["accuracy"], entry) for entry in accuracy["per_class"] if entry["accuracy"] is not None]
+    return [entry for _, entry in sorted(tested, key=lambda pair: pair[0])]
 
 
 def judge_sets(

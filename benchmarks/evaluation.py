@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
+from benchmarks.evaluation_figures import draw_figures
 from benchmarks.evaluation_file import PEERS, evaluate_file
 from benchmarks.evaluation_http import evaluate_server
 from benchmarks.evaluation_report import markdown
@@ -38,13 +39,12 @@ def main() -> None:
     settings = _settings()
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output) if settings.output else None
-    report = run_evaluation(settings).report
-    text = markdown(report)
-    Console().print(Markdown(text))
+    found = run_evaluation(settings)
+    Console().print(Markdown(markdown(found.report)))
     if output:
-        write_json(output / "eval.json", report)
-        write_text(output / "eval.md", text)
-    broken = broken_limits(report, settings)
+        write_json(output / "eval.json", found.report)
+        write_text(output / "eval.md", markdown(found.report, draw_figures(found, output)))
+    broken = broken_limits(found.report, settings)
     if broken:
         raise UserError("\n".join(broken))
 

@@ -31,7 +31,7 @@ class EvalSettings:
     run: Path | None = None
     """Folder of the run with torch's weights; the default is the one that the file names."""
     output: Path | None = None
-    """Folder for eval.json and eval.md."""
+    """Folder for eval.json, eval.md and its figures."""
     min_top1: float | None = None
     """Fail if top-1 on the test split, from 0 to 1, is lower."""
     max_p99_ms: float | None = None

@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import check_match, classify, judge_sets, pixels, spread_indices
+from benchmarks.accuracy import (
+    accuracy_figures,
+    check_match,
+    classify,
+    judge_sets,
+    pixels,
+    spread_indices,
+    worst_classes,
+)
 from benchmarks.evaluation_contract import MODEL, EvalSettings, Evaluation
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
@@ -25,6 +33,7 @@ PEERS: dict[str, Callable[[OnnxModel, Path | None, int], Predict]] = {
     "openvino": lambda model, _run, threads: openvino_predictor(model.path, threads),
 }
 """What the file can be measured against."""
+OWN = "onnx"
 
 
 def evaluate_file(settings: EvalSettings) -> Evaluation:
@@ -37,22 +46,30 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
     store = datastores.load(settings.datastore)
     model = OnnxModel.load(settings.model or MODEL, threads)
     check_match(model.artifact, store)
-    systems: dict[str, Predict] = {"onnx": model.predict}
+    systems: dict[str, Predict] = {OWN: model.predict}
     for name in settings.against:
         systems[name] = PEERS[name](model, settings.run, threads)
     answers = {name: classify(predict, name, model.artifact, store) for name, predict in systems.items()}
+    narrower = _narrower(model, threads)
     others = OtherLoad()
-    timings = {batch: measure(systems, batch, model.artifact, store.test, settings) for batch in BATCHES}
-    own = {batch: timing["onnx"] for batch, timing in timings.items()}
+    measured = {**systems, **{_with_threads(number): predict for number, predict in narrower.items()}}
+    timings = {batch: measure(measured, batch, model.artifact, store.test, settings) for batch in BATCHES}
+    own = {batch: timing[OWN] for batch, timing in timings.items()}
     report = {
-        "accuracy": answers["onnx"].accuracy,
-        "prediction_sets": _set_figures(model.artifact, answers["onnx"].probabilities, store.test),
+        **accuracy_figures(answers[OWN], store.test.labels),
+        "prediction_sets": _set_figures(model.artifact, answers[OWN].probabilities, store.test),
         **timing_figures(own),
+        "by_threads": {
+            str(number): timing_figures({batch: timing[_with_threads(number)] for batch, timing in timings.items()})
+            for number in narrower
+        }
+        | {str(threads): timing_figures(own)},
         "against": {
             name: {
                 "accuracy": {key: value for key, value in answers[name].accuracy.items() if key != "per_class"},
+                "worst_class": worst_classes(answers[name].accuracy)[0],
                 **timing_figures({batch: timing[name] for batch, timing in timings.items()}),
-                "same_label": _same_label(answers["onnx"].probabilities, answers[name].probabilities),
+                "same_label": _same_label(answers[OWN].probabilities, answers[name].probabilities),
                 "speed_of_onnx": {str(batch): own[batch].speed_over(timing[name]) for batch, timing in timings.items()},
             }
             for name in settings.against
@@ -61,7 +78,7 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
         "machine": {**describe_machine(model.provider, threads), "cores_of_others": round(others.cores(), 2)},
     }
     latencies = {f"batch {batch}": np.concatenate(timing.rounds) * 1e3 for batch, timing in own.items()}
-    return Evaluation(report, answers["onnx"].probabilities, store.test.labels, latencies)
+    return Evaluation(report, answers[OWN].probabilities, store.test.labels, latencies)
 
 
 def measure(
@@ -72,6 +89,16 @@ def measure(
     turns = time_in_turns(systems, images, settings.rounds, settings.seconds)
     *_, timings = track(turns, f"Latency at batch {batch}", settings.rounds)
     return timings
+
+
+def _narrower(model: OnnxModel, threads: int) -> dict[int, Predict]:
+    """Return the file on fewer threads, 1, 2, 4 and so on, where threads are what runs it."""
+    numbers = [2**power for power in range(threads.bit_length()) if 2**power < threads]
+    return {number: OnnxModel.load(model.path, number).predict for number in numbers if model.engine.on_cpu}
+
+
+def _with_threads(number: int) -> str:
+    return f"{OWN}, {number} thread(s)"
 
 
 def timing_figures(timings: Mapping[int, Timing]) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import check_match, judge, judge_sets, spread_indices
+from benchmarks.accuracy import accuracy_figures, check_match, judge, judge_sets, spread_indices
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
 from benchmarks.http_load import Load, LoadReport, form, run_load
 from benchmarks.listening import find_server
@@ -124,7 +124,7 @@ def evaluate_server(settings: EvalSettings) -> Evaluation:
     course = Course(remote, photos, find_server(remote.host, remote.port))
     load, latencies, busy = _measure(course, settings)
     report = {
-        "accuracy": answers.accuracy,
+        **accuracy_figures(answers, store.test.labels),
         "prediction_sets": judge_sets(sets, store.test.labels, card.class_counts),
         **load,
         "against": {},

@@ -1,24 +1,33 @@
 """What `benchmarks/eval.py` found, as a page of Markdown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from benchmarks.accuracy import worst_classes
+from benchmarks.evaluation_figures import Shown
 from benchmarks.report import machine_line, table
 
 HEADLINES = ("top1", "top5", "balanced", "macro_f1", "many", "medium", "few", "ece", "nll")
 PERCENTILES = ("p50", "p90", "p99")
+LISTED = 100
+"""Classes that the page lists, at most."""
+MISTAKES = 10
 
 
-def markdown(report: Mapping[str, Any]) -> str:
-    """Return the page: accuracy, then latency, then what it was measured on."""
+def markdown(report: Mapping[str, Any], figures: Sequence[Shown] = ()) -> str:
+    """Return the page: accuracy, then latency, then what it was measured on, then figures that lie beside it."""
     sections = [
         f"# {report['model']['name']}",
         _model_line(report["model"]),
-        table(("", *HEADLINES), _accuracy_rows(report), "Accuracy on the test split"),
+        table(("", *HEADLINES, "worst class"), _accuracy_rows(report), "Accuracy on the test split"),
         _fit_line(report),
         *_set_sections(report),
+        *_class_sections(report),
         *(_http_sections(report) if "http" in report else _latency_sections(report)),
         machine_line(report),
+        *(f"## {shown.title}\n\n![{shown.title}]({shown.file})\n\n{shown.caption}" for shown in figures),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -32,7 +41,7 @@ def _model_line(model: Mapping[str, Any]) -> str:
 def _accuracy_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:
     own = "HTTP" if "http" in report else "onnx"
     for name, part in {own: report, **report["against"]}.items():
-        values = [part["accuracy"][key] for key in HEADLINES]
+        values = [*(part["accuracy"][key] for key in HEADLINES), part["worst_class"]["accuracy"]]
         yield [name, *("-" if value is None else f"{value:.4f}" for value in values)]
 
 
@@ -49,9 +58,53 @@ def _set_sections(report: Mapping[str, Any]) -> list[str]:
     return [table(header, rows, "Prediction sets")] if rows else []
 
 
+def _class_sections(report: Mapping[str, Any]) -> list[str]:
+    per_class = report["accuracy"]["per_class"]
+    rows = [
+        [
+            entry["label"],
+            f"{entry['accuracy']:.4f}",
+            "-" if entry["precision"] is None else f"{entry['precision']:.4f}",
+            str(entry["train_images"]),
+            str(entry["test_images"]),
+        ]
+        for entry in worst_classes(report["accuracy"])[:LISTED]
+    ]
+    title = "Classes" if len(per_class) <= LISTED else f"The {LISTED} classes of the lowest accuracy"
+    header = ("", "accuracy", "precision", "training images", "test images")
+    mistakes = [[f"{true} as {taken}", f"{share:.0%}", str(images)] for true, taken, share, images in _mistakes(report)]
+    sections = [table(header, rows, title)]
+    if mistakes:
+        sections.append(table(("", "of the class", "images"), mistakes, "What is mistaken for what most often"))
+    return sections
+
+
+def _mistakes(report: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
+    """Return true class, predicted class, share of the true one's images, and images, the largest share first."""
+    if report["confusion"] is None:
+        return []
+    matrix = np.array(report["confusion"])
+    names = [entry["label"] for entry in report["accuracy"]["per_class"]]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(shares, 0)
+    order = np.argsort(-shares, axis=None, kind="stable")[:MISTAKES]
+    pairs = [divmod(int(place), len(names)) for place in order]
+    return [(names[i], names[j], float(shares[i, j]), int(matrix[i, j])) for i, j in pairs if matrix[i, j]]
+
+
 def _latency_sections(report: Mapping[str, Any]) -> list[str]:
     header = ("", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "onnx is faster by")
-    return [table(header, _timing_rows(report), "Latency")]
+    return [table(header, _timing_rows(report), "Latency"), *_thread_sections(report)]
+
+
+def _thread_sections(report: Mapping[str, Any]) -> list[str]:
+    parts = report["by_threads"]
+    if len(parts) < 2:
+        return []
+    batches = list(report["throughput"])
+    rows = [[threads, *(f"{part['throughput'][batch]:.1f}" for batch in batches)] for threads, part in parts.items()]
+    header = ("threads", *(f"batch {batch}" for batch in batches))
+    return [table(header, rows, "Images per second by threads of one inference")]
 
 
 def _timing_rows(report: Mapping[str, Any]) -> Iterable[list[str]]:

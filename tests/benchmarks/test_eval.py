@@ -1,6 +1,7 @@
 """`python benchmarks/eval.py` on the tiny model: the figures, the report, and what is refused."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix
 
 from benchmarks.evaluation import run_evaluation
 from benchmarks.evaluation_contract import EvalSettings
@@ -24,6 +25,8 @@ from tailstack.errors import UserError
 from tailstack.files import sha256
 from tailstack.run import RunRecord
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TEST_IMAGES, write_run
+
+FIGURES = ("accuracy-by-count", "confusion", "latency", "reliability", "throughput")
 
 
 def evaluated(model: Path, datastore: Path, **changes: Any) -> dict[str, Any]:
@@ -104,11 +107,50 @@ def test_the_report_is_the_contract(report: dict[str, Any], tiny_model: Path) ->
 def test_the_page_shows_the_figures_of_the_report(report: dict[str, Any]) -> None:
     page = markdown(report)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
-    accuracy = {row[0]: row[1] for row in rows if len(row) == 10 and row[0]}
+    accuracy = {row[0]: row[1] for row in rows if len(row) == 11 and row[0]}
     assert accuracy["onnx"] == accuracy["torch"] == f"{report['accuracy']['top1']:.4f}"
     speeds = {row[1]: row[7] for row in rows if len(row) == 8 and row[0] == "torch"}
     expected = report["against"]["torch"]["speed_of_onnx"]
     assert speeds == {batch: f"{speed:.2f}x" for batch, speed in expected.items()}
+
+
+def test_the_report_names_what_the_model_is_worst_at(
+    report: dict[str, Any], tiny_model: Path, store: Datastore
+) -> None:
+    model = OnnxModel.load(tiny_model, threads=1)
+    labels = [model.predict(store.test.decode(i)[None]).argmax() for i in range(len(store.test))]
+    matrix = confusion_matrix(store.test.labels, labels, labels=range(len(CLASSES)))
+    assert report["confusion"] == matrix.tolist()
+    recalls = np.diag(matrix) / matrix.sum(axis=1)
+    assert report["worst_class"]["accuracy"] == pytest.approx(recalls.min(), abs=1e-6)
+    assert report["worst_class"]["label"] == CLASSES[recalls.argmin()]
+    assert sum(item["images"] for item in report["reliability"]) == len(labels)
+    wrong = matrix * (1 - np.eye(len(CLASSES), dtype=int))
+    true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    assert f"| {CLASSES[true]} as {CLASSES[taken]} | {wrong.max() / TEST_IMAGES:.0%} | {wrong.max()} |" in markdown(
+        report
+    )
+
+
+def test_threads_are_measured_by_batch(tiny_model: Path, tiny_datastore: Path) -> None:
+    report = run_evaluation(EvalSettings(tiny_datastore, tiny_model, threads=3, rounds=1, seconds=0)).report
+    assert list(report["by_threads"]) == ["1", "2", "3"]
+    assert report["by_threads"]["3"]["throughput"] == report["throughput"]
+    assert all(rate > 0 for part in report["by_threads"].values() for rate in part["throughput"].values())
+    assert "Images per second by threads" in markdown(report)
+
+
+def test_a_page_of_many_classes_lists_the_worst(report: dict[str, Any]) -> None:
+    entries = [
+        {**entry, "label": f"{k}", "accuracy": k / 200}
+        for k in range(200)
+        for entry in report["accuracy"]["per_class"][:1]
+    ]
+    page = markdown({**report, "accuracy": {**report["accuracy"], "per_class": entries}, "confusion": None})
+    assert "The 100 classes of the lowest accuracy" in page
+    assert "| 99 | 0.4950 |" in page
+    assert "| 100 | 0.5000 |" not in page
+    assert "mistaken" not in page
 
 
 @pytest.mark.parametrize(("cores", "warned"), [(0.0, False), (0.05, False), (0.8, True)])
@@ -144,9 +186,15 @@ def test_the_command_writes_json_and_markdown(tiny_model: Path, tiny_datastore: 
     assert done.stderr == ""
     report = json.loads((folder / "eval.json").read_text())
     assert report["settings"] == {"rounds": 1, "seconds": 0.01, "datastore": str(tiny_datastore)}
-    assert (folder / "eval.md").read_text() == markdown(report)
+    page = (folder / "eval.md").read_text()
+    assert page.startswith(markdown(report).rstrip())
     assert f"{report['accuracy']['top1']:.4f}" in done.stdout
-    assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "eval.md"]
+    drawn = sorted(path.name for path in folder.glob("*.png"))
+    assert drawn == [f"eval-{name}.png" for name in FIGURES]
+    assert sorted(re.findall(r"\]\((\S+)\)", page)) == drawn
+    assert {path.name for path in folder.iterdir()} == {"eval.json", "eval.md", *drawn}
+    for name in drawn:
+        assert Image.open(folder / name).size[0] > 900
 
 
 def test_another_test_split_is_named_as_such(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import evaluation_http
 from benchmarks.evaluation import run_evaluation
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
+from benchmarks.evaluation_figures import draw_figures
 from benchmarks.evaluation_http import Course, evaluate_server
 from benchmarks.evaluation_report import markdown
 from benchmarks.gates import broken_limits
@@ -24,7 +25,7 @@ from benchmarks.remote import Remote
 from benchmarks.wrk import run_wrk
 from tailstack import datastore as datastores
 from tailstack.errors import UserError
-from tests.benchmarks.test_eval import command, variant
+from tests.benchmarks.test_eval import FIGURES, command, variant
 from tests.conftest import CLASSES
 from tests.serving.conftest import Running, free_port, running
 
@@ -91,6 +92,14 @@ def test_the_page_shows_the_figures_of_the_report(measured: Evaluation) -> None:
     hidden = {**report, "http": {**report["http"], "server_seen": False}}
     assert "processor time is left out" in markdown(hidden)
     assert "processor time is left out" not in page
+
+
+@needs_wrk
+def test_the_figures_are_drawn(measured: Evaluation, tmp_path: Path) -> None:
+    shown = draw_figures(measured, tmp_path)
+    assert {figure.file for figure in shown} == {path.name for path in tmp_path.iterdir()}
+    assert sorted(figure.file for figure in shown) == [f"eval-{name}.png" for name in FIGURES]
+    assert "Left: so many requests are under way" in markdown(measured.report, shown)
 
 
 @pytest.mark.parametrize(("key", "says"), [("", "asks for a key: give one with --key"), ("no", "refuses the key")])

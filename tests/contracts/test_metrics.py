@@ -8,8 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
-from tailstack.metrics import Accuracy, confusion, evaluate, expected_calibration_error, negative_log_likelihood, top_k
+from tailstack.metrics import (
+    CALIBRATION_BINS,
+    Accuracy,
+    confusion,
+    evaluate,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability,
+    top_k,
+)
 
 TOLERANCE = 1e-6
 Predictions = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -77,7 +87,10 @@ def test_figures_are_those_of_torchmetrics(case: Predictions) -> None:
     from torchmetrics.functional.classification import (
         multiclass_accuracy,
         multiclass_calibration_error,
+        multiclass_confusion_matrix,
         multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
     )
 
     probabilities, labels, _ = case
@@ -87,9 +100,31 @@ def test_figures_are_those_of_torchmetrics(case: Predictions) -> None:
     assert close(found["macro_f1"], multiclass_f1_score(scores, target, classes, average="macro").item())
     top5 = multiclass_accuracy(scores, target, classes, top_k=min(5, classes), average="micro")
     assert close(found["top5"], top5.item())
-    # torchmetrics sums in float32, which alone is off by more than 1e-6; so it gets float64.
+    assert np.array_equal(
+        confusion(probabilities, labels), multiclass_confusion_matrix(scores, target, classes).numpy()
+    )
+    recall = multiclass_recall(scores, target, classes, average="none").numpy()
+    precision = multiclass_precision(scores, target, classes, average="none").numpy()
+    for index, entry in enumerate(found["per_class"]):
+        assert entry["accuracy"] is None or close(entry["accuracy"], recall[index])
+        assert entry["precision"] is None or close(entry["precision"], precision[index])
+    # Sums in float32 are alone off by more than 1e-6; so what sums gets float64.
+    logarithms = scores.double().clamp_min(float(np.finfo(np.float32).tiny)).log()
+    assert close(found["nll"], torch.nn.functional.nll_loss(logarithms, target).item())
     theirs = multiclass_calibration_error(scores.double(), target, classes, n_bins=15, norm="l1")
     assert close(found["ece"], theirs.item())
+
+
+@given(predictions())
+@settings(max_examples=50, deadline=None)
+def test_reliability_is_that_of_scikit_learn(case: Predictions) -> None:
+    probabilities, labels, _ = case
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    found = reliability(probabilities, labels)
+    accuracy, mean = calibration_curve(right, confidence, n_bins=CALIBRATION_BINS, pos_label=True)
+    assert np.allclose([item["accuracy"] for item in found], accuracy, rtol=0, atol=TOLERANCE)
+    assert np.allclose([item["confidence"] for item in found], mean, rtol=0, atol=TOLERANCE)
 
 
 def test_figures_worked_out_by_hand() -> None:
