@@ -17,6 +17,9 @@ from benchmarks.gates import broken_limits
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 
+CORRUPTED = 1000
+"""Test images that are corrupted where no number is given."""
+
 
 def run_evaluation(settings: EvalSettings) -> Evaluation:
     """Measure what the settings name.
@@ -53,7 +56,7 @@ def _settings() -> EvalSettings:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, prog="python benchmarks/eval.py", description=EvalSettings.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
-    parser.add_class_arguments(EvalSettings, skip={"against"})
+    parser.add_class_arguments(EvalSettings, skip={"against", "corruptions"})
     parser.add_argument(
         "--against",
         nargs="+",
@@ -61,6 +64,14 @@ def _settings() -> EvalSettings:
         choices=list(PEERS),
         help="torch: the same learners in PyTorch (eager, channels_last); openvino: the same file in OpenVINO; "
         "in turns with the file in ONNX Runtime",
+    )
+    parser.add_argument(
+        "--corruptions",
+        nargs="?",
+        type=int,
+        const=CORRUPTED,
+        default=0,
+        help=f"accuracy under corruptions like ImageNet-C's, on so many test images (by itself: {CORRUPTED:,})",
     )
     values = parser.parse_args().as_dict()
     values.pop("config")

@@ -36,6 +36,8 @@ class EvalSettings:
     """Fail if top-1 on the test split, from 0 to 1, is lower."""
     max_p99_ms: float | None = None
     """Fail if 99% of the calls with one image at a time take longer, in milliseconds."""
+    corruptions: int = 0
+    """Test images that are corrupted; 0 leaves it out."""
     threads: int = 0
     """Threads of one inference; 0 takes one a core. A server has its own."""
     rounds: int = 5
@@ -53,6 +55,12 @@ class EvalSettings:
             raise UserError("--model and --url: choose one")
         if self.url and self.against:
             raise UserError("--against puts other runtimes beside a file: name it with --model instead of --url")
+        if self.url and self.corruptions:
+            raise UserError(
+                "--corruptions changes pixels before a file gets them: name it with --model instead of --url"
+            )
+        if self.corruptions < 0:
+            raise UserError(f"--corruptions is {self.corruptions}, and has to be a number of images")
         if self.key and not self.url:
             raise UserError("--key is for a server: name it with --url")
         if self.min_top1 is not None and not 0 <= self.min_top1 <= 1:

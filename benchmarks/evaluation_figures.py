@@ -9,6 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from benchmarks.corruptions import SEVERITIES
 from benchmarks.evaluation_contract import Evaluation
 from tailstack.figures import BLUE, GREY, GROUP_COLOURS, INK, ORANGE, SKY, VERMILION, drawing, percent, short
 from tailstack.metrics import CALIBRATION_BINS, FEW, FEW_UNDER, MANY, MANY_OVER, MEDIUM, confusion, groups
@@ -45,6 +46,8 @@ def draw_figures(found: Evaluation, folder: Path) -> list[Shown]:
         "latency": ("Latency", _latency),
         "throughput": ("Throughput", _load if "http" in found.report else _throughput),
     }
+    if "corruptions" in found.report:
+        figures["corruptions"] = ("Under corruptions", _corruptions)
     shown = []
     for name, (title, draw) in figures.items():
         file = f"eval-{name}.png"
@@ -152,6 +155,24 @@ def _load(found: Evaluation, path: Path) -> str:
         right.set(xlabel="requests/s sent", ylabel="ms", ylim=(0, None), xlim=(0, None), title="open loop")
         right.legend(loc="upper left")
     return "Left: so many requests are under way. Right: so many are sent a second, whether or not the server follows."
+
+
+def _corruptions(found: Evaluation, path: Path) -> str:
+    parts = found.report["corruptions"]["by_corruption"]
+    clean = found.report["corruptions"]["clean"]
+    shares = np.array([[clean, *part["top1"], part["mean"]] for part in parts.values()])
+    with drawing(path, 4.4) as (axis,):
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        for (i, j), share in np.ndenumerate(shares):
+            axis.text(
+                j, i, f"{share:.1%}", ha="center", va="center", color="white" if share > 0.55 else INK, fontsize=9
+            )
+        axis.set_xticks(range(shares.shape[1]), ["none", *map(str, SEVERITIES), "mean"])
+        axis.set_yticks(range(len(parts)), list(parts))
+        axis.set(xlabel="severity")
+        axis.tick_params(length=0)
+        axis.grid(visible=False)
+    return "Top-1 by corruption and severity; the mean is that of the five severities."
 
 
 def _legend_above(axis: Axes) -> None:

@@ -20,6 +20,7 @@ from benchmarks.evaluation_contract import MODEL, EvalSettings, Evaluation
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_predictor, torch_predictor
+from benchmarks.robustness import measure_corruptions
 from tailstack import datastore as datastores
 from tailstack.artifact import Artifact
 from tailstack.datastore import Datastore, Split
@@ -55,7 +56,7 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
     measured = {**systems, **{_with_threads(number): predict for number, predict in narrower.items()}}
     timings = {batch: measure(measured, batch, model.artifact, store.test, settings) for batch in BATCHES}
     own = {batch: timing[OWN] for batch, timing in timings.items()}
-    report = {
+    report: dict[str, Any] = {
         **accuracy_figures(answers[OWN], store.test.labels),
         "prediction_sets": _set_figures(model.artifact, answers[OWN].probabilities, store.test),
         **timing_figures(own),
@@ -77,6 +78,9 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
         "model": describe_model(model, store),
         "machine": {**describe_machine(model.provider, threads), "cores_of_others": round(others.cores(), 2)},
     }
+    if settings.corruptions:
+        size = model.artifact.image_size
+        report["corruptions"] = measure_corruptions(model.predict, store.test, size, settings.corruptions)
     latencies = {f"batch {batch}": np.concatenate(timing.rounds) * 1e3 for batch, timing in own.items()}
     return Evaluation(report, answers[OWN].probabilities, store.test.labels, latencies)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy import worst_classes
+from benchmarks.corruptions import SEVERITIES
 from benchmarks.evaluation_figures import Shown
 from benchmarks.report import machine_line, table
 
@@ -25,6 +26,7 @@ def markdown(report: Mapping[str, Any], figures: Sequence[Shown] = ()) -> str:
         _fit_line(report),
         *_set_sections(report),
         *_class_sections(report),
+        *_corruption_sections(report),
         *(_http_sections(report) if "http" in report else _latency_sections(report)),
         machine_line(report),
         *(f"## {shown.title}\n\n![{shown.title}]({shown.file})\n\n{shown.caption}" for shown in figures),
@@ -77,6 +79,22 @@ def _class_sections(report: Mapping[str, Any]) -> list[str]:
     if mistakes:
         sections.append(table(("", "of the class", "images"), mistakes, "What is mistaken for what most often"))
     return sections
+
+
+def _corruption_sections(report: Mapping[str, Any]) -> list[str]:
+    found = report.get("corruptions")
+    if found is None:
+        return []
+    rows = [
+        [name, part["category"], *(f"{value:.4f}" for value in part["top1"]), f"{part['mean']:.4f}"]
+        for name, part in found["by_corruption"].items()
+    ]
+    header = ("", "kind", *(f"severity {severity}" for severity in SEVERITIES), "mean")
+    line = (
+        f"Top-1 of {found['images']} test images, with the parameters of {found['parameters_of']}: "
+        f"{found['clean']:.4f} as they are, {found['mean']:.4f} on average over corruptions and severities."
+    )
+    return [table(header, rows, "Under corruptions"), line]
 
 
 def _mistakes(report: Mapping[str, Any]) -> list[tuple[str, str, float, int]]:
