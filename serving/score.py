@@ -98,7 +98,7 @@ def score(settings: ScoreSettings) -> Summary:
     parts = output.missing(len(source), settings.part_size)
     tables = _scored(settings.cluster, wanted, source, parts)
     start, errors = time.perf_counter(), 0
-    for part, rows in track(tables, "Scoring", len(parts)):
+    for part, rows in tables:
         output.write(part, rows)
         errors += len(part) - rows["error"].null_count
     images = sum(map(len, parts))
@@ -117,4 +117,4 @@ def _scored(
         from serving.score_cluster import score_on_cluster  # noqa: PLC0415 (Ray is an extra)
     except ModuleNotFoundError as error:
         raise UserError("Ray isn't installed: pip install 'tailstack[cluster]'") from error
-    return score_on_cluster(cluster, wanted, source, parts)
+    return track(score_on_cluster(cluster, wanted, source, parts), "Scoring", len(parts))

@@ -33,7 +33,7 @@ def score_on_cluster(
     connect(address)
     try:
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        context.enable_progress_bars = context.print_on_execution_start = False
         workers, cpus, gpus = _workers(ray.cluster_resources())
         ranges = [{"start": part.start, "stop": part.stop} for part in parts]
         scored = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(

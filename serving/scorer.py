@@ -20,6 +20,7 @@ from serving.score_rows import RowMaker
 from serving.score_source import Item, Source
 from tailstack.engine import Runtime
 from tailstack.images import MAX_PIXELS, ImageError, Pixels, Size
+from tailstack.progress import track
 from tailstack.session import Device
 
 T = TypeVar("T")
@@ -63,10 +64,11 @@ class Scorer:
 
     def parts(self, source: Source, parts: Sequence[Part]) -> Iterator[tuple[Part, pa.Table]]:
         """Yield the rows of parts, one after the other."""
+        counts = [-(-len(part) // self._batch_size) for part in parts]
         batches = (batch for part in parts for batch in _batches(source.items(part.start, part.stop), self._batch_size))
-        tables = _in_order(self.score, batches, self._threads)
-        for part in parts:
-            yield part, pa.concat_tables(islice(tables, -(-len(part) // self._batch_size)))
+        tables = track(_in_order(self.score, batches, self._threads), "Scoring", sum(counts))
+        for part, count in zip(parts, counts, strict=True):
+            yield part, pa.concat_tables(islice(tables, count))
 
     def score(self, items: Sequence[Item]) -> pa.Table:
         """Return the rows of one batch, in order; one of an image that can't be read or decoded has an error."""
