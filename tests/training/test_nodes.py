@@ -1,0 +1,108 @@
+"""Learners on a Ray cluster of two nodes, which are processes of this machine, and what the loss of one costs."""
+
+import csv
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from ray.cluster_utils import Cluster
+
+from tailstack.run import WEIGHTS_FILE
+from training.compare import compare
+from training.learner import CHECKPOINT, METRICS
+from training.settings import CompareSettings, FitSettings
+
+TECHNIQUES = ["stacking"]
+TINY: dict[str, Any] = {
+    "architectures": ["lcnet_035", "mobilenetv3_small_050"],
+    "pretrained": False,
+    "resolution": 32,
+    "epochs": 6,
+    "num_workers": 0,
+}
+PATIENCE_S = 300
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head and another node, of one core each: each learner has a node to itself."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison in this process, on one thread, as a learner has on a node."""
+    folder, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_compare(tiny_datastore, folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+def run_compare(datastore: Path, folder: Path, **values: Any) -> None:
+    settings = CompareSettings(
+        output=folder / "results", runs=folder / "runs", datastores=[datastore], techniques=TECHNIQUES
+    )
+    compare(settings, FitSettings(datastore=datastore, output=folder / "unused", **TINY, **values))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results" / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    paths = sorted((folder / "runs").rglob(WEIGHTS_FILE))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def epochs(folder: Path) -> list[list[str]]:
+    found = []
+    for path in sorted((folder / "runs").rglob(METRICS)):
+        with path.open(newline="") as file:
+            found.append([row["epoch"] for row in csv.DictReader(file)])
+    return found
+
+
+def test_two_nodes_give_the_same_table(cluster: Cluster, alone: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    run_compare(tiny_datastore, tmp_path, cluster=cluster.address)
+    assert table(tmp_path) == table(alone)
+    assert weights(tmp_path) == weights(alone)
+
+
+def test_a_node_that_is_killed_costs_time_only(
+    cluster: Cluster, alone: Path, tiny_datastore: Path, tmp_path: Path
+) -> None:
+    [raylet] = [info.process for info in cluster.worker_nodes.copy().pop().all_processes["raylet"]]
+    lost: list[int] = []
+
+    def kill() -> None:
+        """Kill the node and all that runs on it, once each learner has a checkpoint."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end and len(list((tmp_path / "runs").rglob(CHECKPOINT))) < 2:
+            time.sleep(0.02)
+        node = psutil.Process(raylet.pid)
+        workers = [child for child in node.children(recursive=True) if "ray::_train" in " ".join(child.cmdline())]
+        lost.append(len(workers))
+        for process in (node, *node.children(recursive=True)):
+            os.kill(process.pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_compare(tiny_datastore, tmp_path, cluster=cluster.address)
+    killer.join()
+    assert lost == [1]
+    assert table(tmp_path) == table(alone)
+    assert weights(tmp_path) == weights(alone)
+    assert epochs(tmp_path) == [[str(epoch) for epoch in range(1, 7)]] * 2
