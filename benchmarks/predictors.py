@@ -14,6 +14,7 @@ from tailstack.engine_openvino import OpenVinoEngine
 from tailstack.errors import UserError
 from tailstack.files import sha256
 from tailstack.images import Pixels
+from tailstack.remote import fetch
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 
 Probabilities = npt.NDArray[np.float32]
@@ -36,6 +37,7 @@ class OnnxModel:
         Raises:
             UserError: the file is missing, not ours or damaged.
         """
+        path = fetch(path)
         engine = open_engine(path, runtime, threads=threads)
         return cls(path, Artifact.from_properties(engine.properties, path), engine)
 

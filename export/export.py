@@ -28,6 +28,7 @@ from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
 from tailstack.metrics import expected_calibration_error
 from tailstack.network import Ensemble, load_ensemble
+from tailstack.remote import local, push, spelled
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
 
@@ -42,7 +43,7 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     """Write the ensemble of `run` as one ONNX file, and its SHA-256 beside it.
 
     Args:
-        run: folder of a finished run.
+        run: folder of a finished run; it and the file may lie in an object store.
         output: the file.
         wanted: how it is to be cheaper; the default is the plain graph, in which every learner sees every image.
 
@@ -51,13 +52,14 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
             then no file appears.
     """
     record = RunRecord.load(run)
+    place, output = output, local(output)
     make_folder(output.parent)
     if output.is_dir():
         raise UserError(f"output {output} is a folder; it has to be a file, such as {output / 'ensemble.onnx'}")
     ensemble = load_ensemble(run, record)
     store = _datastore(record)
     images = sample_images(store.test, record.image_size)
-    print(f"Fusing {len(record.learners)} learner(s) of {run} into one graph …", flush=True)
+    print(f"Fusing {len(record.learners)} learner(s) of {spelled(run)} into one graph …", flush=True)
     cheaper = build_cheaper(run, record, store, ensemble, wanted) if not wanted.plain else None
     model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
     with whole_file(output) as part:
@@ -78,14 +80,18 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
         onnx.save(model, part)
         check_graph(part)
     write_text(output.with_name(f"{output.name}.sha256"), f"{sha256(output)}  {output.name}\n")
+    push(place)
+    push(place.with_name(f"{place.name}.sha256"))
     print(
-        f"{output}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
+        f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
         f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
         f"(limit {TOLERANCE:g}), top-1 {record.results['top1']:.4f} on test"
     )
     if artifact.evidence:
         print(evidence_line(artifact.evidence))
-    print("Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={output} bentoml serve")
+    print(
+        "Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={spelled(place)} bentoml serve"
+    )
     return artifact
 
 
@@ -198,7 +204,7 @@ def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) 
         accuracy=record.results,
         parity=parity,
         provenance={
-            "run": str(run),
+            "run": spelled(run),
             "exported": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "config": record.config,
             "datastore": record.datastore,

@@ -16,6 +16,7 @@ from tailstack.errors import UserError
 from tailstack.files import read_json
 from tailstack.images import Pixels, Size
 from tailstack.progress import track
+from tailstack.remote import local
 from tailstack.run import SPLIT_FILE
 from tailstack.session import open_session
 
@@ -29,7 +30,7 @@ def run_splits(run: Path, store: Datastore) -> tuple[Split, Split]:
     Raises:
         UserError: there is no split.json, it is of other data, or nothing validates.
     """
-    path = run / SPLIT_FILE
+    path = local(run) / SPLIT_FILE
     split = read_json(path)
     if split["datastore_sha256"] != store.digests():
         raise UserError(f"datastore {store.path} has changed since {run} was trained: {path} is of other images")
@@ -44,7 +45,7 @@ def held_out(run: Path, store: Datastore) -> list[int] | None:
     """Return which images of train.json validate; None where val.json does."""
     if store.val is not None:
         return None
-    indices: list[int] = read_json(run / SPLIT_FILE)["val"]
+    indices: list[int] = read_json(local(run) / SPLIT_FILE)["val"]
     return indices
 
 

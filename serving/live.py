@@ -4,19 +4,22 @@ import asyncio
 import logging
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from serving.memory import give_back_memory
 from serving.metrics import METRICS
-from serving.runtime import Model
+from serving.runtime import Model, fetch_model, sidecar
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
 
 logger = logging.getLogger("tailstack")
 _PARTS_FREED_S = 1.0
 """By then a model's session is surely gone, once nothing holds the model."""
+T = TypeVar("T")
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
@@ -31,7 +34,7 @@ class LiveModel:
         self._settings = settings
         self._loading = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "load")
-        self._seen = self._signature()
+        self._seen = self._look()
         self.current = self._load()
         _show(self.current, 1)
 
@@ -42,15 +45,15 @@ class LiveModel:
             UserError: the file can't be served; the old model goes on.
         """
         async with self._loading:
-            self._seen = self._signature()
             try:
+                self._seen = await self._in_loader(self._look)
                 return await self._exchange()
             finally:
-                await asyncio.get_running_loop().run_in_executor(self._loader, give_back_memory)
+                await self._in_loader(give_back_memory)
 
     async def _exchange(self) -> bool:
         try:
-            new = await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
+            new = await self._in_loader(self._load)
         except Exception as error:
             METRICS.reloads.labels("refused").inc()
             logger.warning("new model refused, %s goes on: %s", self.current.version, error)
@@ -74,13 +77,17 @@ class LiveModel:
         while True:
             await asyncio.sleep(self._settings.reload_interval)
             # A copy in progress changes from look to look: wait until it holds still.
-            before = self._signature()
+            try:
+                before = await self._in_loader(self._look)
+            except UserError as error:
+                logger.warning("no look at the model file, %s goes on: %s", self.current.version, error)
+                continue
             if before == self._seen or before[0] is None:
                 continue
             await asyncio.sleep(min(1.0, self._settings.reload_interval))
-            if self._signature() == before:
-                # A refusal is logged already; the next change of the file is the next try.
-                with suppress(UserError):
+            # A refusal is logged already; the next change of the file is the next try.
+            with suppress(UserError):
+                if await self._in_loader(self._look) == before:
                     await self.reload()
 
     def close(self) -> None:
@@ -98,12 +105,24 @@ class LiveModel:
         settings = self._settings
         threads = settings.threads_per_worker
         return Model.load(
-            settings.model, settings.device, threads, settings.max_batch, settings.runtime, settings.setup()
+            settings.model_file, settings.device, threads, settings.max_batch, settings.runtime, settings.setup()
         )
 
+    async def _in_loader(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, work)
+
+    def _look(self) -> Signature:
+        """Return what the file looks like now, fetched anew if it lies in an object store.
+
+        Raises:
+            UserError: it can't be fetched.
+        """
+        fetch_model(self._settings.model)
+        return self._signature()
+
     def _signature(self) -> Signature:
-        model = self._settings.model
-        return tuple(_stat(path) for path in (model, model.with_name(f"{model.name}.sha256")))
+        model = self._settings.model_file
+        return tuple(_stat(path) for path in (model, sidecar(model)))
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

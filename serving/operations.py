@@ -88,7 +88,7 @@ def add(app: FastAPI, server: Server) -> None:
 
 def _without_path(error: UserError, server: Server) -> str:
     """Say why a model was refused, but not where it lies."""
-    path = server.settings.model
+    path = server.settings.model_file
     return str(error).replace(str(path), path.name)
 
 

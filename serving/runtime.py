@@ -14,6 +14,7 @@ from tailstack.engine import Engine, Runtime, open_engine
 from tailstack.engine_onnxruntime import padded_size
 from tailstack.errors import UserError
 from tailstack.images import Pixels
+from tailstack.remote import fetch
 from tailstack.session import Device, Tuning
 
 Vector = npt.NDArray[np.float32]
@@ -129,6 +130,22 @@ def check_model(path: Path, runtime: Runtime = "onnxruntime") -> tuple[Artifact,
     return _artifact(engine, path), _version(digest)
 
 
+def fetch_model(place: Path) -> Path:
+    """Return where a model file is on this machine, fetched first with its sidecar if it lies in an object store.
+
+    Raises:
+        UserError: it can't be fetched.
+    """
+    file = fetch(place)
+    fetch(sidecar(place), missing_ok=True)
+    return file
+
+
+def sidecar(path: Path) -> Path:
+    """Return where the SHA-256 of a model file is, if it has one."""
+    return path.with_name(f"{path.name}.sha256")
+
+
 def warm_up_sizes(on_cpu: bool, max_batch: int) -> list[int]:
     """Return the batches to run before the first request: on a GPU all sizes that it will ever see.
 
@@ -150,15 +167,15 @@ def _read(path: Path) -> bytes:
 
 
 def _check_sidecar(path: Path, digest: str) -> None:
-    sidecar = path.with_name(f"{path.name}.sha256")
+    beside = sidecar(path)
     try:
-        words = sidecar.read_text(encoding="utf-8", errors="replace").split()
+        words = beside.read_text(encoding="utf-8", errors="replace").split()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"model {path}: {sidecar.name} can't be read: {error.strerror}") from error
+        raise UserError(f"model {path}: {beside.name} can't be read: {error.strerror}") from error
     if words[:1] != [digest]:
-        raise UserError(f"model {path} is not the file that {sidecar.name} describes: its SHA-256 is {digest}")
+        raise UserError(f"model {path} is not the file that {beside.name} describes: its SHA-256 is {digest}")
 
 
 def _version(digest: str) -> str:

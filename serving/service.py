@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from serving import logs
 from serving.connections import guard_connections
 from serving.memory import give_back_memory
-from serving.runtime import check_model
+from serving.runtime import check_model, fetch_model
 from serving.settings import METRICS_DIRECTORY, TUNED, ServerSettings
 from serving.tuning import is_worthwhile, tuned
 from tailstack.engine import open_engine
@@ -62,9 +62,9 @@ def _check() -> None:
     """
     settings = ServerSettings.from_environment()
     settings.keys(), settings.all_admin_keys()
-    check_model(settings.model, settings.runtime)
+    check_model(fetch_model(settings.model), settings.runtime)
     if settings.device in ("cuda", "tensorrt"):
-        open_engine(settings.model, settings.runtime, settings.device)
+        open_engine(settings.model_file, settings.runtime, settings.device)
 
 
 def _or_exit(work: Callable[[], T]) -> T:
@@ -102,7 +102,7 @@ def _share_tuning(settings: ServerSettings) -> None:
     os.environ.pop(TUNED, None)
     threads = settings.threads_per_worker
     if settings.tune == "on" and is_worthwhile(settings.runtime, settings.device, threads):
-        os.environ[TUNED] = tuned(settings.model, threads).model_dump_json()
+        os.environ[TUNED] = tuned(settings.model_file, threads).model_dump_json()
         give_back_memory()
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from serving.tuning import Setup
 from tailstack.engine import Runtime
 from tailstack.errors import UserError
+from tailstack.remote import local
 from tailstack.session import Device
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class ServerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = _ROOT / "models" / "ensemble.onnx"
-    """The file to serve."""
+    """The file to serve, which may lie in an object store."""
     device: Device = "auto"
     """`cuda` and `tensorrt` fail where they don't really work; `auto` takes CUDA where it does, else the CPU."""
     runtime: Runtime = "onnxruntime"
@@ -112,6 +113,11 @@ class ServerSettings(BaseModel):
             # `POST /model/reload` reaches one worker; the others see the new file.
             raise ValueError(f"{PREFIX}RELOAD_INTERVAL 0 needs {PREFIX}WORKERS 1")
         return self
+
+    @property
+    def model_file(self) -> Path:
+        """The file on this machine: `model`, or its copy if that lies in an object store."""
+        return local(self.model)
 
     @property
     def images_per_request(self) -> int:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tailstack.artifact import LEARNER_PROBABILITIES, PROBABILITIES, Artifact
 from tailstack.engine import Engine, open_engine
 from tailstack.errors import UserError
-from tailstack.files import write_text
+from tailstack.files import cache_folder, write_text
 from tailstack.images import Pixels
 from tailstack.session import Tuning, cuda_is_offered, runtime_version
 
@@ -152,17 +151,7 @@ def cache_path(content: bytes, threads: int) -> Path:
     cores = sorted(os.sched_getaffinity(0))
     machine = json.dumps([_processor(), cores, threads, runtime_version()])
     key = hashlib.sha256(hashlib.sha256(content).digest() + machine.encode()).hexdigest()[:24]
-    return _cache_folder() / "tailstack" / f"tuning-{key}.json"
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder)
-    try:
-        return Path.home() / ".cache"
-    # A container's user may have no home.
-    except RuntimeError:
-        return Path(tempfile.gettempdir())
+    return cache_folder() / f"tuning-{key}.json"
 
 
 def _kept(path: Path, threads: int) -> Setup | None:

@@ -19,6 +19,7 @@ from tailstack.errors import UserError, listing
 from tailstack.files import read_json, sha256, write_json
 from tailstack.images import ImageError, Pixels, Size, decode
 from tailstack.names import Names
+from tailstack.remote import fetch, is_remote, origin, spelled
 
 Labels = npt.NDArray[np.int64]
 
@@ -83,20 +84,22 @@ class Datastore:
 
 
 def load(path: Path) -> Datastore:
-    """Read and check the datastore in folder `path`.
+    """Read and check the datastore in folder `path`, fetched first if that lies in an object store.
 
     Raises:
         UserError: naming every entry that is wrong: a missing file, a label out of range, a class with fewer than two
             training images, an image that is listed twice or in two splits.
     """
+    place, path = spelled(path), fetch(path, missing_ok=True)
     if not path.is_dir():
         raise UserError(
-            f"datastore {path} doesn't exist; make one with: python -m training prepare SOURCE --output {path}"
+            f"datastore {place} doesn't exist; make one with: python -m training prepare SOURCE --output {place}"
         )
     classes, train = _read_split(path / "train.json")
     _, test = _read_split(path / "test.json", classes)
     val = _read_split(path / "val.json", classes)[1] if (path / "val.json").exists() else None
     datastore = Datastore(path, classes, train, test, val)
+    _fetch_roots(datastore)
     problems = [*_class_problems(datastore), *_image_problems(datastore)]
     if problems:
         raise UserError(f"datastore {path} has {len(problems)} problem(s):\n{listing(problems)}")
@@ -126,6 +129,13 @@ def _read_split(path: Path, expected_classes: list[str] | None = None) -> tuple[
     if expected_classes is not None and classes != expected_classes:
         raise UserError(f"{path} lists other classes than train.json")
     return classes, Split(root, Names(images), np.array(labels, dtype=np.int64))
+
+
+def _fetch_roots(datastore: Datastore) -> None:
+    """Fetch the images of a variant in an object store: they lie beside it."""
+    for root in {Path(os.path.normpath(split.root)) for _, split in datastore.splits()}:
+        if not root.is_relative_to(datastore.path) and is_remote(origin(root)):
+            fetch(origin(root))
 
 
 def _check_labels(path: Path, classes: list[str], images: list[str], labels: list[Any]) -> None:

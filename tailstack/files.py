@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,17 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return where this user keeps what can be had again."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "tailstack"
+    try:
+        return Path.home() / ".cache" / "tailstack"
+    # A container's user may have no home.
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "tailstack"
 
 
 def make_folder(path: Path) -> Path:

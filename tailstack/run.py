@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
+from tailstack.remote import fetch, local, spelled
 
 ENSEMBLE_FILE = "ensemble.json"
 CONFIG_FILE = "config.yaml"
@@ -82,18 +83,21 @@ class RunRecord(BaseModel):
 
     @classmethod
     def load(cls, run: Path) -> "RunRecord":
-        """Read `ensemble.json` of the run in folder `run`.
+        """Read `ensemble.json` of the run in folder `run`, fetched first if that lies in an object store.
 
         Raises:
             UserError: there is no such run, it isn't finished, or the file is not of this form.
         """
+        place, run = spelled(run), fetch(run, missing_ok=True)
         if not run.is_dir():
-            raise UserError(f"run {run} doesn't exist; make one with: python -m training fit --output {run} …")
+            raise UserError(f"run {place} doesn't exist; make one with: python -m training fit --output {place} …")
         if not (run / ENSEMBLE_FILE).exists():
             again = f"python -m training fit --config {run / CONFIG_FILE}"
             known = (run / CONFIG_FILE).exists()
             raise UserError(
-                f"run {run} isn't finished; go on with: {again}" if known else f"{run} is not a run: no {CONFIG_FILE}"
+                f"run {place} isn't finished; go on with: {again}"
+                if known
+                else f"{place} is not a run: no {CONFIG_FILE}"
             )
         try:
             return cls.model_validate(read_json(run / ENSEMBLE_FILE))
@@ -107,7 +111,7 @@ class RunRecord(BaseModel):
 
 def learner_folder(run: Path, name: str) -> Path:
     """Return where the learner `name` of `run` keeps its files."""
-    return run / "learners" / name
+    return local(run) / "learners" / name
 
 
 def student_folder(run: Path) -> Path:

@@ -15,7 +15,7 @@ _OF_A_CELL = {"datastore", "output", "technique", "teacher", "seed", "budget"}
 """Settings of `fit` that `compare` chooses, and the budget: what is compared has to be trained alike."""
 _NOT_SWEPT = {
     *("datastore", "output", "architectures", "technique", "teacher", "tau", "class_weights", "budget"),
-    *("cluster", "cpus_per_learner"),  # a sweep's trials are what is parallel
+    *("cluster", "cpus_per_learner", "devices", "num_nodes", "strategy"),  # a sweep's trials are what is parallel
 }
 
 _OF_THE_TEACHER = {

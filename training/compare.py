@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tailstack.errors import UserError
 from tailstack.files import make_folder
 from training.cells import Cell, cell_name, cell_path
 from training.fit import fit
@@ -28,6 +29,8 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
         UserError: a setting or a datastore can't be used.
     """
     console = Console()
+    if base.processes > 1:
+        raise UserError("--devices and --num_nodes are of fit: a comparison trains its learners in this process")
     make_folder(settings.output)
     every = [name for name, technique in TECHNIQUES.items() if not technique.taught]
     techniques = every if settings.techniques == ["all"] else settings.techniques

@@ -14,6 +14,7 @@ from typing import Literal, Protocol, TypeVar
 import cv2
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -195,11 +196,19 @@ class ShuffledKeys(Sampler[BatchKey]):
         return self._batches
 
     def __iter__(self) -> Iterator[BatchKey]:
-        """Yield the keys of one epoch."""
+        """Yield the keys of one epoch; each process of a group gets its share of every batch."""
         rng = np.random.default_rng([self._seed, self._epoch])
         order = rng.permutation(self._samples)
+        rank, processes = place_in_group()
         for indices in np.array_split(order, self._batches):
-            yield BatchKey(indices, int(rng.integers(1 << 31)))
+            yield BatchKey(indices[rank::processes], int(rng.integers(1 << 31)) + rank)
+
+
+def place_in_group() -> tuple[int, int]:
+    """Return this process's rank among those that train one learner together, and how many they are."""
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def ordered_keys(count: int, batch_size: int) -> list[BatchKey]:

@@ -14,6 +14,7 @@ from tailstack.datastore import Datastore
 from tailstack.images import Size
 from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
+from tailstack.remote import spelled
 from tailstack.run import LearnerRecord, RunRecord, learner_folder
 from training.blending import fit_blend, plain_average
 from training.dataset import PixelSource, TrainingData, ordered_keys
@@ -36,7 +37,7 @@ def evaluate_run(
     settings: FitSettings,
 ) -> RunRecord:
     """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run."""
-    run = settings.output
+    run = settings.run
     counts = store.train.counts(len(store.classes))
     records = [_describe(plan, len(store.classes), settings) for plan in plans]
     votes, val_votes = (
@@ -66,7 +67,7 @@ def evaluate_run(
         confusion=confusion(probabilities, store.test.labels).tolist() if len(store.classes) <= CONFUSED else None,
         reliability=[dict(item) for item in reliability(probabilities, store.test.labels)],
         average_learner={name: _mean([record.results[name] for record in records]) for name in HEADLINES},
-        datastore={"path": str(settings.datastore), **store.digests()},
+        datastore={"path": spelled(settings.datastore), **store.digests()},
         config=settings.to_dict(),
         versions={
             "tailstack": tailstack.__version__,

@@ -1,5 +1,6 @@
 """The command `fit`: a datastore -> a trained run."""
 
+import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from tailstack import datastore as datastores
@@ -14,6 +16,7 @@ from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import make_folder, read_json, sha256, write_json
 from tailstack.network import architecture_config
+from tailstack.remote import fetch, push, spelled
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.evaluation import evaluate_run, results_table
@@ -28,7 +31,16 @@ from training.task import Task, class_factors, quieten, train_task
 from training.teacher import Teacher
 from training.techniques import completed, plan_learners
 
-SHARED_SETTINGS = ("datastore", "output", "num_workers", "devices", "cluster", "cpus_per_learner")
+SHARED_SETTINGS = (
+    "datastore",
+    "output",
+    "num_workers",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "cluster",
+    "cpus_per_learner",
+)
 """Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
@@ -49,10 +61,12 @@ def fit(
     began = time.monotonic()
     quieten()
     keep_freed_memory()
-    console = Console()
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on its function
+    console = Console(quiet=not first)
     for architecture in settings.architectures:
         architecture_config(architecture)
     store = datastores.load(settings.datastore)
+    rank_zero_only(fetch)(settings.output, missing_ok=True)
     class_factors(settings, store.classes)
     pace = None
     if settings.budget:
@@ -60,6 +74,7 @@ def fit(
     settings = completed(settings)
     teacher = Teacher.load(settings.teacher) if settings.teacher else None
     run = _open_run(settings)
+    rank_zero_only(push)(settings.output)
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
@@ -79,12 +94,30 @@ def fit(
         for plan in plans
     ]
     todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
-    _train(todo, data, store.classes, settings, Audience(console, on_epoch), pace)
+    _train(todo, data, store.classes, settings, Audience(console, _pushing(settings, on_epoch)), pace)
+    if not first:
+        sys.exit()  # the first process does the rest
     record = evaluate_run(plans, store, image_size, data, pixels["test"], settings)
     record.save(run)
+    push(settings.output)
     console.print(results_table(record))
-    console.print(f"Next: python -m export {run} --output models/ensemble.onnx", highlight=False, soft_wrap=True)
+    console.print(
+        f"Next: python -m export {spelled(settings.output)} --output models/ensemble.onnx",
+        highlight=False,
+        soft_wrap=True,
+    )
     return record
+
+
+def _pushing(settings: FitSettings, on_epoch: OnEpoch | None) -> OnEpoch:
+    """Return what is called with each new row of a learner's metrics: a run in an object store is there up to date."""
+
+    def pushed(row: dict[str, float]) -> None:
+        rank_zero_only(push)(settings.output)
+        if on_epoch:
+            on_epoch(row)
+
+    return pushed
 
 
 def _is_done(task: Task, source: dict[str, Any], share: Path | None, console: Console) -> bool:
@@ -122,7 +155,7 @@ def _train(
 
 def _open_run(settings: FitSettings) -> Path:
     """Make the run's folder, or take it up again if it was made with the same settings."""
-    run = make_folder(settings.output)
+    run = make_folder(settings.run)
     config = run / CONFIG_FILE
     if config.exists():
         before = _read_config(config)

@@ -68,7 +68,7 @@ class LearnerTraining(L.LightningModule):
         loss: Tensor = self.loss(logits, labels, self.current_epoch)
         for answer in answers:
             loss = with_teacher(loss, logits, answer)
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels))
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
@@ -154,18 +154,25 @@ class Journal(L.Callback):
         self.rows.append(
             {"epoch": epoch, **figures, "images_per_second": round(speed, 2), "seconds": round(seconds, 3)}
         )
-        write_text(self.folder / METRICS, _as_csv(self.rows))
+        if trainer.is_global_zero:
+            write_text(self.folder / METRICS, _as_csv(self.rows))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         line = f"{self.plan.name}: epoch {epoch}/{self.epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
         self.audience.console.print(line, highlight=False, soft_wrap=True)
         # After the last epoch come the weights themselves.
         if epoch < self.epochs:
-            with whole_file(self.folder / CHECKPOINT) as part:
-                trainer.save_checkpoint(part)
+            self._save(trainer)
         if self.audience.on_epoch:
             self.audience.on_epoch(self.rows[-1])
         if self.audience.enough and self.audience.enough(self.rows):
             trainer.should_stop = True
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(self.folder / CHECKPOINT)  # takes part in it, and writes nothing
+            return
+        with whole_file(self.folder / CHECKPOINT) as part:
+            trainer.save_checkpoint(part)
 
 
 class Bar(L.Callback):
@@ -215,7 +222,10 @@ def train_learner(
     training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs)
     trainer = L.Trainer(
         accelerator="auto",
-        devices=settings.devices if torch.cuda.is_available() else 1,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=settings.strategy,
+        sync_batchnorm=settings.processes > 1 and torch.cuda.is_available(),  # torch has it for GPUs only
         precision=settings.precision,
         max_epochs=settings.epochs,
         callbacks=_callbacks(learner, plan, settings, folder, audience),
@@ -232,6 +242,8 @@ def train_learner(
         trainer.fit(training.to(memory_format=torch.channels_last), loader, val_loader, ckpt_path=resume)
     except SystemExit as stop:
         raise KeyboardInterrupt from stop  # Lightning turns Ctrl-C into an exit
+    if not trainer.is_global_zero:
+        return
     with whole_file(folder / WEIGHTS_FILE) as part:
         save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, part)
     checkpoint.unlink(missing_ok=True)

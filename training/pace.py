@@ -51,7 +51,7 @@ class Pace:
     """What a run's budget decides while it trains."""
 
     def __init__(self, settings: FitSettings, ledger: Ledger, began: float) -> None:
-        self._run = settings.output
+        self._run = settings.run
         self._budget = seconds_of(settings.budget or "")
         self._ledger = ledger
         self._began = began - sum(seconds_trained(folder) for folder in self._run.glob("learners/*"))
@@ -134,7 +134,7 @@ def within_budget(
     Raises:
         UserError: the budget is too short for anything, or the technique or an architecture doesn't exist.
     """
-    path = settings.output / BUDGET_FILE
+    path = settings.run / BUDGET_FILE
     if path.exists():
         ledger = _read(path)
     else:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from tailstack.files import make_folder
 from tailstack.images import ImageError, decode
 from tailstack.names import Names
 from tailstack.progress import track
+from tailstack.remote import fetch, is_remote, local, push, spelled
 from training.longtail import imbalanced_subset, stratified_split
 from training.settings import PrepareSettings
 from training.sources import Source, open_source
@@ -27,12 +29,16 @@ def prepare(settings: PrepareSettings) -> None:
         UserError: listing every unreadable image and empty class, all at once.
     """
     _check(settings)
-    if (Path(settings.source) / "train.json").is_file():
+    folder = local(settings.output)
+    given = fetch(Path(settings.source))
+    if (given / "train.json").is_file():
         _vary(settings)
         return
-    source = open_source(settings.source, make_folder(settings.output))
+    source = open_source(str(given) if is_remote(Path(settings.source)) else settings.source, make_folder(folder))
     classes = sorted(source.train)[: settings.classes]
     train, test = _without_bad_images(*_splits(source, classes, settings), classes, settings.skip_unreadable)
+    if is_remote(settings.output):
+        train, test = (_gathered(split, folder) for split in (train, test))
     _write(settings.output, classes, train, test)
     _write_variants(settings, classes, train, test)
 
@@ -41,6 +47,8 @@ def _vary(settings: PrepareSettings) -> None:
     """Write variants of a datastore, whose images were looked at when it was made."""
     if not settings.imbalance or settings.classes is not None:
         raise UserError(f"{settings.source} is a datastore already, of which --imbalance makes variants, and no more")
+    if is_remote(settings.output) and not is_remote(Path(settings.source)):
+        raise UserError(f"--output {spelled(settings.output)} is not where the images of {settings.source} are")
     store = datastores.load(Path(settings.source))
     _write_variants(settings, store.classes, store.train, store.test, store.val)
 
@@ -118,6 +126,17 @@ def _without_bad_images(train: Split, test: Split, classes: list[str], skip: boo
     return kept_train, kept_test
 
 
+def _gathered(split: Split, folder: Path) -> Split:
+    """Copy the images into a datastore that goes to an object store, unless they are there already."""
+    if split.root.is_relative_to(folder):
+        return split
+    root = folder / "images"
+    for image in track(split.images, "Copying images", len(split)):
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(split.root / image, root / image)
+    return Split(root, split.images, split.labels)
+
+
 def _small_classes(train: Split, test: Split, classes: list[str]) -> list[str]:
     """Name the classes that nothing can be trained or tested on: `fit` needs one image to train on, one to validate."""
     counts = [split.counts(len(classes)).tolist() for split in (train, test)]
@@ -155,13 +174,14 @@ def _report(what: str, images: list[str]) -> None:
         print(f"{len(images)} image(s) {what}:\n{listing(images)}")
 
 
-def _write(path: Path, classes: list[str], train: Split, test: Split, val: Split | None = None) -> None:
-    make_folder(path)
+def _write(place: Path, classes: list[str], train: Split, test: Split, val: Split | None = None) -> None:
+    path = make_folder(local(place))
     for name, split in (("train", train), ("val", val), ("test", test)):
         if split is not None:
             save_split(path / f"{name}.json", split.root, classes, split.images, split.labels)
+    push(place)
     counts = train.counts(len(classes))
     print(
-        f"{path}: {len(classes)} classes, {len(train)} training images ({counts.max()} in the largest class, "
+        f"{spelled(place)}: {len(classes)} classes, {len(train)} training images ({counts.max()} in the largest class, "
         f"{counts.min()} in the smallest), {len(test)} test images"
     )

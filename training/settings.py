@@ -8,6 +8,7 @@ import yaml
 
 from tailstack.errors import UserError
 from tailstack.files import write_text
+from tailstack.remote import is_remote, local, refuse_remote, spelled
 from training.duration import seconds_of
 
 Loss = Literal["none", "ins", "isns", "ens", "logit_adjusted", "ldam"]
@@ -97,7 +98,11 @@ class FitSettings:
     """Share of each class that is held out for validation, where the datastore has no val.json."""
     seed: int = 0
     devices: int = 1
-    """GPUs to use, where there are any."""
+    """Processes of one learner on each machine, each with a GPU where there are any; `batch_size` is that of all."""
+    num_nodes: int = 1
+    """Machines of one learner; the command runs on each, by Lightning's rules, with one shared output."""
+    strategy: str = "auto"
+    """How the processes of one learner work together: the name of a strategy of Lightning's, such as ddp."""
     cluster: str | None = None
     """Train learners in parallel on Ray: `auto` is this machine, `ray://HOST:PORT` a cluster that shares the output."""
     cpus_per_learner: int = 0
@@ -109,7 +114,7 @@ class FitSettings:
         Raises:
             UserError: naming the setting.
         """
-        for name in ("batch_size", "epochs", "resolution", "devices", "threshold"):
+        for name in ("batch_size", "epochs", "resolution", "devices", "num_nodes", "threshold"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, and has to be 1 or more")
         if self.budget is not None:
@@ -118,6 +123,8 @@ class FitSettings:
                 raise UserError("--budget plans for learners one after the other: leave --cluster out")
             if self.teacher is not None:
                 raise UserError("--budget doesn't plan for a student: leave it out, and set --epochs")
+        if self.processes > 1:
+            self._check_processes()
         if not self.architectures:
             raise UserError("--architectures is empty: name one timm model or more")
         if not 0 < self.val_fraction < 1:
@@ -131,9 +138,31 @@ class FitSettings:
         if any(weight <= 0 for weight in self.class_weights.values()):
             raise UserError("--class_weights has a factor that is not above 0")
 
+    def _check_processes(self) -> None:
+        if self.cluster is not None or self.budget is not None:
+            raise UserError(
+                "--devices and --num_nodes are for one learner after the other: leave --cluster and --budget"
+            )
+        if self.num_nodes > 1 and is_remote(self.output):
+            raise UserError(f"--output is {spelled(self.output)}: several machines need a folder that they share")
+        if self.batch_size < self.processes:
+            raise UserError(
+                f"--batch_size is {self.batch_size}, less than one image for each of {self.processes} processes"
+            )
+
+    @property
+    def processes(self) -> int:
+        """Processes that train one learner."""
+        return self.devices * self.num_nodes
+
+    @property
+    def run(self) -> Path:
+        """Where the run lies on this machine: `output`, or its copy if that is in an object store."""
+        return local(self.output)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        return {key: spelled(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML that `--config` reads."""
@@ -161,6 +190,8 @@ class CompareSettings:
         Raises:
             UserError: naming the setting.
         """
+        refuse_remote("--output", self.output)
+        refuse_remote("--runs", self.runs)
         if not self.datastores:
             raise UserError("--datastores is empty: name one folder or more")
         names = [path.name for path in self.datastores]
