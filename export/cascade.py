@@ -64,6 +64,10 @@ class Cascade:
         # Whoever is last answers, sure or not.
         return np.asarray(np.pad(sure, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1) + 1, np.int64)
 
+    def cost(self, used: Counts, costs: Sequence[float]) -> float:
+        """Return the mean cost of an image, from `used` and each learner's cost, in any unit."""
+        return float(np.cumsum(np.array(costs)[list(self.order)])[used - 1].mean())
+
 
 def partial_means(votes: Votes, weights: Sequence[float], order: Sequence[int]) -> Votes:
     """Return the weighted mean of the first, the first two, … learners of `order`: `[images, learners, classes]`."""

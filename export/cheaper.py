@@ -1,46 +1,29 @@
 """A graph that costs less than the plain ensemble and answers nearly the same."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnx
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from export import MAX_ACCURACY_DROP
 from export.cascade import Blend, Cascade, Votes
+from export.forms import COST_BATCHES, Form, FormMaker
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
-from export.graph import build_learner_graph
-from export.half import halve
-from export.quantize import quantize
-from export.thresholds import choose_cascade
-from export.validation import (
-    Voters,
-    calibration_batches,
-    learner_votes,
-    pixel_batches,
-    run_splits,
-    spread,
-)
+from export.search import Choice, choose
+from export.validation import Voters, calibration_batches, run_splits
 from tailstack.artifact import LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
-from tailstack.datastore import Datastore, Split
+from tailstack.datastore import Datastore
 from tailstack.errors import UserError
-from tailstack.images import Pixels, Size
 from tailstack.metrics import Probabilities
 from tailstack.network import Ensemble, Learner
 from tailstack.run import RunRecord
 from tailstack.session import open_session
-
-COST_IMAGES = 64
-COST_BATCHES = (1, 8)
-HALF_TOLERANCE = 0.1
-"""Largest difference of a learner's probability in fp16 from that in fp32, on any image that validates: several times
-what rounding makes of an image that is torn between two classes, and far below what an overflow makes."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +51,28 @@ class Wanted:
 class CheaperGraph:
     """A graph, what it has to answer, and what it is judged by."""
 
-    model: onnx.ModelProto
-    votes: Callable[[Pixels], Votes]
-    """Every learner's probabilities, by other means than this graph."""
+    record: RunRecord
+    """The run's, with the resolutions that the learners have in this graph."""
+    forms: tuple[Form, ...]
+    """Of the learners."""
     blend: Blend
     cascade: Cascade | None
-    precision: Precision
-    in_float: dict[str, list[str]]
-    """Blocks that int8 left in float, by learner."""
     plain: onnx.ModelProto
     """The plain ensemble in fp32."""
     judge: Judge
-    validation: Split
-    image_size: Size
+    maker: FormMaker
+    without_int8: float | None
+    """Where int8 is in it: how much longer the cheapest such graph without int8 takes, as a multiple of this one."""
+
+    @functools.cached_property
+    def model(self) -> onnx.ModelProto:
+        """The graph, without metadata."""
+        return _fused(self.forms, self.blend, self.cascade, self.record)
+
+    @property
+    def precision(self) -> Precision:
+        """That of the graph: of any learner that isn't in fp32."""
+        return next((form.precision for form in self.forms if form.precision != "fp32"), "fp32")
 
     @property
     def reference_name(self) -> str:
@@ -107,26 +99,37 @@ class CheaperGraph:
         return {"precision": self.precision, "cascade": card, "evidence": self._evidence(path, answers, votes)}
 
     def reference(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what the file has to answer: the learners' votes, and the rest in numpy."""
-        votes = self.votes(images.numpy())
+        """Return what the file has to answer: the learners' votes by other means, and the rest in numpy."""
+        votes = self._votes(images)
         outputs = self.cascade.run(votes, self.blend) if self.cascade else (self.blend.plain(votes), votes)
         return tuple(torch.from_numpy(output) for output in outputs)
+
+    def _votes(self, images: torch.Tensor) -> Votes:
+        if self.precision != "fp32":
+            return Voters([form.model for form in self.forms]).vote(images.numpy())
+        with torch.inference_mode():
+            logits = torch.stack([form.network(images) for form in self.forms], dim=1)
+            votes: Votes = logits.softmax(dim=2).numpy()
+        return votes
 
     def _evidence(self, path: Path, answers: Probabilities, votes: Votes) -> dict[str, Any]:
         """Judge the file beside the plain graph."""
         objections = self.judge.objections(answers)
         if objections:
             raise UserError(f"the release gate refuses this graph: {'; '.join(objections)}; no file was written")
+        named = list(zip(self.record.learners, self.forms, strict=True))
         return {
             "split": "validation",
-            "images": len(self.validation),
+            "images": len(self.judge.labels),
             "max_accuracy_drop": self.judge.max_drop,
-            "plain": self.judge.figures(self.judge.plain),
+            "plain": self.judge.plain_figures,
             "this": self.judge.figures(answers),
             "expected_drop": self.judge.expected_drop(answers),
             "expected_drop_bound": self.judge.expected_drop_bound(answers),
             "learners_used": float(votes.any(axis=2).sum(axis=1).mean()),
-            "in_float": self.in_float,
+            "forms": {learner.name: form.text for learner, form in named},
+            "in_float": {learner.name: list(form.in_float) for learner, form in named if form.in_float},
+            "without_int8": self.without_int8,
             "cost": self._cost(path),
         }
 
@@ -134,10 +137,8 @@ class CheaperGraph:
         """Return `relative_cost` on one thread by batch size; empty for fp16, which is slower on a CPU than fp32."""
         if self.precision == "fp16":
             return {}
-        sample = spread(self.validation, COST_IMAGES)
-        images = np.concatenate(list(pixel_batches(sample, self.image_size)))
-        content = self.plain.SerializeToString()
-        plain = predictor(open_session(Path("plain"), "cpu", 1, content=content))
+        images = self.maker.sample()
+        plain = predictor(open_session(Path("plain"), "cpu", 1, content=self.plain.SerializeToString()))
         made = predictor(open_session(path, "cpu", 1))
         return {str(batch): relative_cost(plain, made, images, batch) for batch in COST_BATCHES}
 
@@ -149,72 +150,77 @@ def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ense
         UserError: nothing validates, torch can't export an architecture, or nothing is within the limits.
     """
     train, validation = run_splits(run, store)
+    maker = FormMaker(validation, record.image_size)
     blend = Blend(tuple(record.weights), record.temperature)
-    size, classes = record.image_size, len(record.classes)
-    networks = [cast(Learner, module) for module in ensemble.learners]
-    exact = learners = [build_learner_graph(network, size) for network in networks]
-    votes = learner_votes(learners, validation, size, "Votes on validation")
-    counts = np.array(record.class_counts)
-    judge = Judge(blend.plain(votes), validation.labels, record.classes, counts, wanted.max_accuracy_drop)
-    kept: list[list[str]] = [[] for _ in learners]
-    if wanted.precision == "fp16":
-        learners, votes = _halved(exact, votes, validation, size)
-    elif wanted.precision == "int8":
-        # The cascade needs room of its own.
-        strict = replace(judge, max_drop=judge.max_drop / 2) if wanted.cascade else judge
-        quantized = quantize(exact, calibration_batches(train, size), _objections(strict, blend, validation, size))
-        learners, kept = quantized.learners, quantized.kept
-        votes = learner_votes(learners, validation, size, "Votes in int8")
-    cascade = None
+    exact = [maker.in_float(cast(Learner, network)) for network in ensemble.learners]
+    answers = blend.plain(np.stack([form.votes for form in exact], axis=1))
+    judge = Judge(answers, validation.labels, record.classes, np.array(record.class_counts), wanted.max_accuracy_drop)
+    options = [[form] for form in exact]
     if wanted.cascade:
-        cascade = choose_cascade(votes, blend, [operations(network, size) for network in networks], judge)
+        _add_fewer_pixels(options, maker, blend, judge)
+    in_float = [list(forms) for forms in options]
+    if wanted.precision == "fp16":
+        options = [[maker.in_half(form) for form in forms] for forms in options]
+    elif wanted.precision == "int8":
+        calibration = calibration_batches(train, record.image_size)
+        options = [
+            [*forms, *(made for form in forms for made in maker.in_integers(form, calibration))] for forms in options
+        ]
+    print("Searching for the cheapest graph within the limits …", flush=True)
+    choice = choose(options, blend, judge, cascade=wanted.cascade)
+    without = None
+    if wanted.precision == "int8":
+        other = choose(in_float, blend, judge, cascade=wanted.cascade)
+        choice, without = _faster(choice, other, blend, maker, record)
+    for learner, form in zip(record.learners, choice.forms, strict=True):
+        print(f"{learner.name}: {form.text}", flush=True)
     return CheaperGraph(
-        model=fuse(learners, blend, cascade, size, classes),
-        votes=Voters(learners).vote if learners is not exact else partial(_torch_votes, ensemble),
+        record=_with_resolutions(record, choice.forms),
+        forms=choice.forms,
         blend=blend,
-        cascade=cascade,
-        precision=wanted.precision,
-        in_float={learner.name: names for learner, names in zip(record.learners, kept, strict=True) if names},
-        plain=fuse(exact, blend, None, size, classes),
+        cascade=choice.cascade,
+        plain=_fused(exact, blend, None, record),
         judge=judge,
-        validation=validation,
-        image_size=size,
+        maker=maker,
+        without_int8=without,
     )
 
 
-def _halved(
-    exact: list[onnx.ModelProto], votes: Votes, validation: Split, size: Size
-) -> tuple[list[onnx.ModelProto], Votes]:
-    """Return learners in fp16 and their votes on validation, none of which is far from the learner's own in fp32.
-
-    Raises:
-        UserError: one is, as where activations are too large for fp16.
-    """
-    learners = [halve(model) for model in exact]
-    made = learner_votes(learners, validation, size, "Votes in fp16")
-    worst = float(np.abs(made - votes).max())
-    if not worst <= HALF_TOLERANCE:  # also refuses NaN
-        raise UserError(
-            f"in fp16 a learner's vote changes by {worst:.1e} (limit {HALF_TOLERANCE:g}): export it in fp32"
-        )
-    return learners, made
+def _add_fewer_pixels(options: list[list[Form]], maker: FormMaker, blend: Blend, judge: Judge) -> None:
+    """Give the cheapest learner a form at fewer pixels, unless that is past a limit even where all see every image."""
+    exact = [forms[0] for forms in options]
+    first = min(range(len(exact)), key=lambda place: exact[place].cost)
+    smaller = maker.smaller(exact[first])
+    if smaller is None:
+        return
+    forms = [smaller if place == first else form for place, form in enumerate(exact)]
+    if not judge.objections(blend.plain(np.stack([form.votes for form in forms], axis=1))):
+        options[first].append(smaller)
 
 
-def operations(learner: Learner, image_size: Size) -> float:
-    """Return the floating-point operations of a learner's products for one image."""
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        learner(torch.zeros((1, *image_size, 3), dtype=torch.uint8))
-    return float(counter.get_total_flops())
+def _faster(
+    choice: Choice, in_float: Choice, blend: Blend, maker: FormMaker, record: RunRecord
+) -> tuple[Choice, float | None]:
+    """Build and time what was chosen beside the best without int8; return the faster, and the other's relative time."""
+    if all(form.precision == "fp32" for form in choice.forms):
+        print("Without int8: it is slower here, or loses more than it may, in every learner", flush=True)
+        return choice, None
+    graphs = [_fused(found.forms, blend, found.cascade, record) for found in (choice, in_float)]
+    without = maker.costs(graphs)[1]
+    if without <= 1:
+        print(f"Without int8: this graph would take {1 / without:.2f} times as long with it", flush=True)
+        return in_float, None
+    print(f"With int8: the best graph without it takes {without:.2f} times as long", flush=True)
+    return choice, without
 
 
-def _objections(
-    judge: Judge, blend: Blend, validation: Split, size: Size
-) -> Callable[[list[onnx.ModelProto]], list[str]]:
-    """Return the function that says what speaks against all of some learners together."""
-    return lambda learners: judge.objections(blend.plain(learner_votes(learners, validation, size, "Votes in int8")))
+def _fused(forms: Sequence[Form], blend: Blend, cascade: Cascade | None, record: RunRecord) -> onnx.ModelProto:
+    return fuse([form.model for form in forms], blend, cascade, record.image_size, len(record.classes))
 
 
-def _torch_votes(ensemble: Ensemble, images: Pixels) -> Votes:
-    with torch.inference_mode():
-        votes: Votes = ensemble(torch.from_numpy(images))[1].numpy()
-    return votes
+def _with_resolutions(record: RunRecord, forms: Sequence[Form]) -> RunRecord:
+    learners = [
+        learner.model_copy(update={"resolution": form.network.resolution})
+        for learner, form in zip(record.learners, forms, strict=True)
+    ]
+    return record.model_copy(update={"learners": learners})

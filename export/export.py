@@ -62,6 +62,7 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     print(f"Fusing {len(record.learners)} learner(s) of {spelled(run)} into one graph …", flush=True)
     cheaper = build_cheaper(run, record, store, ensemble, wanted) if not wanted.plain else None
     model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
+    record = cheaper.record if cheaper else record
     with whole_file(output) as part:
         # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
         onnx.save(model, part)

@@ -1,8 +1,9 @@
 """The release gate: what an export may change, and what it did change, on the images that validate."""
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,11 @@ class Judge:
         """Return the headline figures of `answers`."""
         return headline(answers, self.labels, self.classes, self.class_counts)
 
+    @functools.cached_property
+    def plain_figures(self) -> dict[str, float | None]:
+        """The headline figures of the plain ensemble: a search asks for them thousands of times."""
+        return self.figures(self.plain)
+
     def expected_drop(self, answers: Probabilities) -> float:
         """Return what the plain ensemble expects to lose by these answers, in points; never negative.
 
@@ -73,7 +79,7 @@ class Judge:
 
     def objections(self, answers: Probabilities) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is."""
-        plain, made = self.figures(self.plain), self.figures(answers)
+        plain, made = self.plain_figures, self.figures(answers)
         few = max(FEW_SHOT_POINTS, self.max_drop)
         changes = [
             ("top-1", _points_lost(plain["top1"], made["top1"]), self.max_drop),
@@ -117,6 +123,20 @@ def relative_cost(plain: Predict, made: Predict, images: Pixels, batch: int) -> 
         "ms": statistics.median(b for _, b in seconds) * scale,
         "relative": statistics.median(b / a for a, b in seconds),
     }
+
+
+def relative_costs(systems: Sequence[Predict], images: Pixels, batch: int) -> list[float]:
+    """Time all on the same images, in turns, and return each one's time as a multiple of the first one's.
+
+    Args:
+        systems: answer uint8 `[batch, height, width, 3]`.
+        images: what is answered in each turn, in batches of `batch`.
+
+    Returns:
+        Medians of the rounds' ratios.
+    """
+    rounds = [[_seconds(system, images, batch) for system in systems] for _ in range(ROUNDS + 1)][1:]
+    return [statistics.median(times[place] / times[0] for times in rounds) for place in range(len(systems))]
 
 
 def predictor(session: "onnxruntime.InferenceSession") -> Predict:

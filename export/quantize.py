@@ -1,16 +1,15 @@
 """Learners in 8-bit integers (static QDQ, weights per channel), with the blocks that suffer most left in float.
 
-Activations are unsigned and weights signed, which is the fast pair on x86 CPUs. Preprocessing and the last layer's
-output stay in float. Quantisation with calibrated ranges: Jacob et al., CVPR 2018; leaving sensitive parts in float by
-their own error: as in Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 5.1 (partial
-quantization).
+Weights are signed; activations unsigned, which is the fast pair on x86 CPUs, or signed. Preprocessing and the last
+layer's output stay in float. Quantisation with calibrated ranges: Jacob et al., CVPR 2018; leaving sensitive parts in
+float by their own error: as in Wu et al., "Integer Quantization for Deep Learning Inference", 2020, section 5.1
+(partial quantization).
 """
 
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -23,63 +22,22 @@ from onnxruntime.quantization import (
 )
 
 from export.bias import corrected_biases, with_biases
-from export.cascade import Votes
 from export.graph import WEIGHTED
 from export.validation import Voters
 from tailstack.artifact import INPUT
-from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.progress import track
 
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "GlobalAveragePool"]
-_RANKING_IMAGES = 64
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """Learners' graphs in 8-bit integers."""
-
-    learners: list[ModelProto]
-    kept: list[list[str]]
-    """Names of the blocks of each learner that stayed in float."""
-
-
-def quantize(
-    learners: Sequence[ModelProto],
-    calibration: Sequence[Pixels],
-    objections: Callable[[list[ModelProto]], list[str]],
-) -> Quantized:
-    """Quantise learners, and keep the fewest blocks in float without which there are objections.
+class Quantizer:
+    """One learner's graph, and what its integers need: ranges of activations and biases, measured once.
 
     Args:
-        learners: graphs of `export.graph.build_learner_graph`.
+        model: a graph of `export.graph.build_learner_graph`.
         calibration: batches of training images, uint8 `[batch, height, width, 3]`.
-        objections: what speaks against such learners together; empty if nothing does.
-
-    Raises:
-        UserError: there are objections however little is quantised.
     """
-    parts = [_Learner(model, calibration) for model in learners]
-
-    def built(blocks: Sequence[tuple[int, str]]) -> Quantized:
-        kept = [[name for learner, name in blocks if learner == index] for index in range(len(parts))]
-        return Quantized([part.without(names) for part, names in zip(parts, kept, strict=True)], kept)
-
-    whole = built([])
-    if not objections(whole.learners):
-        return whole
-    ranked = _ranked(parts, np.concatenate(list(calibration))[:_RANKING_IMAGES])
-    few, many = 0, len(ranked)
-    while many - few > 1:
-        middle = (few + many) // 2
-        few, many = (middle, many) if objections(built(ranked[:middle]).learners) else (few, middle)
-    if many == len(ranked):
-        raise UserError("int8 costs more accuracy than --max_accuracy_drop, even with only one block quantised")
-    return built(ranked[:many])
-
-
-class _Learner:
-    """One learner's graph, and the ranges of its activations, measured once."""
 
     def __init__(self, model: ModelProto, calibration: Sequence[Pixels]) -> None:
         self.model = model
@@ -92,15 +50,25 @@ class _Learner:
             self._ranges = calibrator.compute_data()
         self._biases = corrected_biases(model, calibration)
 
-    def without(self, kept: Sequence[str]) -> ModelProto:
-        """Return the graph with all blocks quantised but `kept`."""
-        return self._quantized({name for name in self.blocks if name not in kept})
+    def graph(self, kept: Sequence[str] = (), *, signed: bool = False) -> ModelProto:
+        """Return the graph in 8-bit integers.
 
-    def alone(self, block: str) -> ModelProto:
-        """Return the graph with nothing but one block quantised."""
-        return self._quantized({block})
+        Args:
+            kept: names of blocks that stay in float.
+            signed: activations are signed, as GPUs want them; else unsigned.
+        """
+        return self._quantized({name for name in self.blocks if name not in kept}, signed)
 
-    def _quantized(self, blocks: Set[str]) -> ModelProto:
+    def ranked(self, images: Pixels) -> list[str]:
+        """Return the names of the blocks by the error that each makes when it alone is quantised, the worst first."""
+        exact = Voters([self.model]).vote(images)
+        errors = {
+            block: float(np.abs(Voters([self._quantized({block}, False)]).vote(images) - exact).mean())
+            for block in track(self.blocks, "Error of each block in int8", len(self.blocks))
+        }
+        return sorted(errors, key=lambda block: -errors[block])
+
+    def _quantized(self, blocks: Set[str], signed: bool) -> ModelProto:
         if not blocks:
             return self.model
         nodes = [node for block in blocks for node in self.blocks[block]]
@@ -109,7 +77,7 @@ class _Learner:
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=QuantType.QInt8 if signed else QuantType.QUInt8,
             tensors_range=self._ranges,
             nodes_to_quantize=nodes,
             nodes_to_exclude=[],
@@ -153,21 +121,6 @@ def _block_of(weight: str) -> str:
     module = weight.rpartition(".")[0] or weight
     above = module.rpartition(".")[0]
     return above if above.rpartition(".")[2].isdigit() else module
-
-
-def _ranked(parts: Sequence[_Learner], images: Pixels) -> list[tuple[int, str]]:
-    """Return learners' blocks by the error that each makes when it alone is quantised, the worst first."""
-    pairs = [(index, block) for index, part in enumerate(parts) for block in part.blocks]
-    exact = [Voters([part.model]).vote(images) for part in parts]
-    errors = [
-        _error(Voters([parts[index].alone(block)]).vote(images), exact[index])
-        for index, block in track(pairs, "Error of each block in int8", len(pairs))
-    ]
-    return [pairs[place] for place in np.argsort(errors, kind="stable")[::-1]]
-
-
-def _error(votes: Votes, exact: Votes) -> float:
-    return float(np.abs(votes - exact).mean())
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def choose_cascade(votes: Votes, blend: Blend, costs: Sequence[float], judge: Ju
     """
     order = tuple(int(learner) for learner in np.argsort(costs, kind="stable"))
     means = partial_means(votes, blend.weights, order)
-    search = _Search(order, means, np.cumsum(np.array(costs)[list(order)]), blend, judge)
+    search = _Search(order, means, costs, blend, judge)
     ladders = [_ladder(means[:, stage].max(axis=1)) for stage in range(len(order) - 1)]
     steps = [0] * len(ladders)
     open_stages = set(range(len(ladders)))
@@ -60,8 +60,8 @@ class _Search:
     order: tuple[int, ...]
     means: Votes
     """The answers of the first, the first two, … learners, before the temperature."""
-    costs: npt.NDArray[np.float64]
-    """Of the first, the first two, … learners together."""
+    costs: Sequence[float]
+    """Of each learner."""
     blend: Blend
     judge: Judge
 
@@ -79,7 +79,8 @@ class _Search:
         return self.blend.tempered(self.means[np.arange(len(used)), used - 1])
 
     def _cost(self, thresholds: tuple[float, ...]) -> float:
-        return float(self.costs[Cascade(self.order, thresholds).used(self.means) - 1].mean())
+        cascade = Cascade(self.order, thresholds)
+        return cascade.cost(cascade.used(self.means), self.costs)
 
 
 def _ladder(confidence: npt.NDArray[np.float32]) -> list[float]:

@@ -1,6 +1,7 @@
 """8-bit integers: what is quantised, what stays in float, and that the file answers as its learners do."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ import torch
 from export.cascade import Blend, Cascade
 from export.cheaper import Wanted
 from export.export import export
+from export.forms import FormMaker
 from export.fusion import fuse
 from export.graph import build_learner_graph
-from export.quantize import quantize
+from export.quantize import Quantizer
 from export.validation import Voters
 from serving.runtime import Model
-from tailstack.errors import UserError
 from tailstack.network import Learner
 from tests.conftest import CLASSES, SIZE, SMALL_LEARNERS
 
@@ -43,12 +44,9 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
-def test_all_is_quantised_where_nothing_speaks_against_it(
-    learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]
-) -> None:
-    found = quantize(learners, [images[:32], images[32:]], lambda _: [])
-    assert found.kept == [[], []]
-    for model, exact in zip(found.learners, learners, strict=True):
+def test_all_is_quantised_where_nothing_is_kept(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
+    for exact in learners:
+        model = Quantizer(exact, [images[:32], images[32:]]).graph()
         fed = {name for node in model.graph.node if node.op_type == "Conv" for name in node.input[:2]}
         made = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
         assert fed <= made
@@ -58,37 +56,46 @@ def test_all_is_quantised_where_nothing_speaks_against_it(
         assert 0 < np.abs(votes - expected).mean() < 0.05
 
 
-def test_the_fewest_blocks_stay_in_float(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
-    most = sum(operators(model)["QuantizeLinear"] for model in quantize(learners, [images], lambda _: []).learners)
-
-    def objections(models: list[onnx.ModelProto]) -> list[str]:
-        count = sum(operators(model)["QuantizeLinear"] for model in models)
-        return ["too much"] if count > most * 0.7 else []
-
-    found = quantize(learners, [images], objections)
-    assert objections(found.learners) == []
-    kept = sum(map(len, found.kept))
-    assert 1 <= kept <= 12  # of 23
-    for model, blocks in zip(found.learners, found.kept, strict=True):
-        floats = {item.name for item in model.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
-        fed = {name for node in model.graph.node if node.op_type in ("Conv", "Gemm") for name in node.input}
-        for block in blocks:
-            assert any(name.startswith(f"{block}.") for name in floats & fed)
+def test_activations_are_unsigned_or_signed(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
+    quantizer = Quantizer(learners[0], [images])
+    for signed, wanted in ((False, onnx.TensorProto.UINT8), (True, onnx.TensorProto.INT8)):
+        model = quantizer.graph(signed=signed)
+        types = {item.name: item.data_type for item in model.graph.initializer}
+        zeros = {types[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+        assert zeros == {wanted}
 
 
-def test_when_no_integer_will_do(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
-    def objections(models: list[onnx.ModelProto]) -> list[str]:
-        return ["wrong"] if any(operators(model)["QuantizeLinear"] for model in models) else []
+def test_blocks_that_are_kept_stay_in_float(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
+    quantizer = Quantizer(learners[0], [images])
+    kept = list(quantizer.blocks)[1:3]
+    model = quantizer.graph(kept)
+    floats = {item.name for item in model.graph.initializer if item.data_type == onnx.TensorProto.FLOAT}
+    fed = {name for node in model.graph.node if node.op_type in ("Conv", "Gemm") for name in node.input}
+    for block in quantizer.blocks:
+        assert any(name.startswith(f"{block}.") for name in floats & fed) == (block in kept)
+    assert quantizer.graph(list(quantizer.blocks)) == learners[0]
 
-    with pytest.raises(UserError, match="int8 costs more accuracy than --max_accuracy_drop"):
-        quantize(learners, [images], objections)
+
+def test_blocks_are_ranked_by_the_error_that_each_makes_alone(
+    learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]
+) -> None:
+    quantizer = Quantizer(learners[1], [images])
+    ranked = quantizer.ranked(images)
+    assert sorted(ranked) == sorted(quantizer.blocks)
+    exact = Voters([learners[1]]).vote(images)
+    errors = [
+        np.abs(Voters([quantizer.graph([name for name in ranked if name != block])]).vote(images) - exact).mean()
+        for block in ranked
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1.2 * errors[-1]
 
 
 @pytest.mark.parametrize("cascade", [None, Cascade((1, 0), (0.5,))])
 def test_the_fused_graph_answers_as_its_learners_do(
     learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8], cascade: Cascade | None
 ) -> None:
-    quantized = quantize(learners, [images], lambda _: []).learners
+    quantized = [Quantizer(model, [images]).graph() for model in learners]
     blend = Blend((0.4, 0.6), 1.25)
     model = fuse(quantized, blend, cascade, (SIZE, SIZE), len(CLASSES))
     onnx.checker.check_model(model, full_check=True)
@@ -103,12 +110,43 @@ def test_the_fused_graph_answers_as_its_learners_do(
             np.testing.assert_allclose(answer, wanted, atol=1e-4)
 
 
-def test_the_file_says_that_it_is_int8_and_serves(small_run: Path, tmp_path: Path) -> None:
+def pretend_costs(integers: float) -> Callable[[FormMaker, Sequence[onnx.ModelProto]], list[float]]:
+    """Return a stand-in for the clock, which knows only whether there are integers in a graph."""
+
+    def costs(_: FormMaker, models: Sequence[onnx.ModelProto]) -> list[float]:
+        times = [integers if operators(model)["QuantizeLinear"] else 1.0 for model in models]
+        return [time / times[0] for time in times]
+
+    return costs
+
+
+def test_the_file_says_that_it_is_int8_and_serves(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FormMaker, "costs", pretend_costs(0.5))
     wanted = Wanted(cascade=True, precision="int8", max_accuracy_drop=80)
     artifact = export(small_run, tmp_path / "small.onnx", wanted)
     assert artifact.precision == "int8"
     assert artifact.cascade is not None
     assert artifact.evidence is not None
+    assert artifact.evidence["without_int8"] == 2
+    assert "With int8: the best graph without it takes 2.00 times as long" in capsys.readouterr().out
+    forms = list(artifact.evidence["forms"].values())
+    assert any("unsigned activations, 0 block(s) in float" in text for text in forms)
+    for card, text in zip(artifact.learners, forms, strict=True):
+        assert f" at {card.resolution} pixels" in text
     model = Model.load(tmp_path / "small.onnx", max_batch=4)
     assert model.artifact == artifact
     assert model.classify(np.zeros((3, SIZE, SIZE, 3), np.uint8)).votes.shape == (3, len(SMALL_LEARNERS), len(CLASSES))
+
+
+def test_where_integers_are_slower_there_are_none(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(FormMaker, "costs", pretend_costs(1.5))
+    artifact = export(small_run, tmp_path / "small.onnx", Wanted(precision="int8", max_accuracy_drop=80))
+    assert artifact.precision == "fp32"
+    assert artifact.evidence is not None
+    assert artifact.evidence["without_int8"] is None
+    assert artifact.evidence["this"]["top1"] == artifact.evidence["plain"]["top1"]
+    assert "Without int8: it is slower here" in capsys.readouterr().out
