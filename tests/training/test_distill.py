@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from training.learner import CHECKPOINT, Journal
 from training.losses import with_teacher
 from training.settings import CompareSettings, FitSettings
 from training.teacher import Teacher
-from training.techniques import plan_learners
+from training.techniques import TECHNIQUES, plan_learners
 
 TINY: dict[str, Any] = {"pretrained": False, "resolution": 32, "epochs": 2, "batch_size": 32, "num_workers": 0}
 STUDENT = "lcnet_035"
@@ -165,6 +166,25 @@ def test_what_is_refused(teacher: Path, tiny_datastore: Path, tmp_path: Path) ->
     write_json(other / SPLIT_FILE, {**read_json(teacher / SPLIT_FILE), "datastore_sha256": {}})
     with pytest.raises(UserError, match=f"has changed since {other} was begun"):
         distill(other, STUDENT, tmp_path / "student", {})
+
+
+def test_all_techniques_of_a_comparison_are_those_without_a_teacher(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+
+    def train(chosen: FitSettings, **_: object) -> None:
+        trained.append(chosen.technique)
+        if len(trained) == len(TECHNIQUES) - 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.compare.fit", train)
+    monkeypatch.setattr("training.compare.Cell", MagicMock())
+    with pytest.raises(KeyboardInterrupt):
+        compare(
+            CompareSettings(tmp_path / "c", tmp_path / "runs", [tiny_datastore]), FitSettings(tiny_datastore, tmp_path)
+        )
+    assert trained == [name for name in TECHNIQUES if name != "student"]
 
 
 def test_how_much_of_the_gain_is_kept(teacher: Path) -> None:
