@@ -43,7 +43,7 @@ class EvalSettings:
     rounds: int = 5
     """Turns of each system at each batch size, or of the server at each number of requests under way."""
     seconds: float = 1.0
-    """Length of a turn; of whole seconds over HTTP."""
+    """Length of a turn; over HTTP of whole seconds, and longer where the server is slow."""
 
     def check(self) -> None:
         """See that the settings make sense together.

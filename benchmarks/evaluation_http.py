@@ -39,6 +39,8 @@ SHARES = (0.25, 0.5, 0.75, 0.9)
 PHOTOS = 64
 """Test photos, spread over the split, that the load sends in turn: a cascade takes longer for some than for others."""
 WARM_UP_S = 1.0
+ANSWERS = 8
+"""That each connection of a turn gets, about: a server that is slow or has many under way takes more than a second."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Course:
         Raises:
             UserError: none is answered.
         """
-        before = self._cpu_seconds()
         bodies = [form(photo) for photo in self.photos]
+        self.remote.settle(self.photos[0])
+        before = self._cpu_seconds()
         closed = run_wrk(f"{self.remote.url}/classify", bodies, concurrency, seconds, key=self.remote.key)
         answered = closed.images_per_second * closed.seconds
         if answered < 1:
@@ -82,6 +85,7 @@ class Course:
             for number, photo in enumerate(self.photos):
                 (Path(folder) / f"{number:04}").write_bytes(photo)
             remote = self.remote
+            remote.settle(self.photos[0])
             before = self._cpu_seconds()
             report = run_load(
                 Load(
@@ -117,12 +121,15 @@ def evaluate_server(settings: EvalSettings) -> Evaluation:
     card = remote.describe()
     store = datastores.load(settings.datastore)
     check_match(card, store)
+    begin = time.perf_counter()
     answered = list(track(_ask(remote, card, store.test), "Accuracy over HTTP", len(store.test)))
+    requests = len(answered) * max(1, len(card.coverages))
+    rate = requests / (time.perf_counter() - begin)
     answers = judge(np.stack([answer.probabilities for answer in answered]), card, store)
     sets = {name: np.stack([answer.sets[name] for answer in answered]) for name in map(str, card.coverages)}
     photos = [store.test.read(int(index)) for index in spread_indices(store.test, min(PHOTOS, len(store.test)))]
     course = Course(remote, photos, find_server(remote.host, remote.port))
-    load, latencies, busy = _measure(course, settings)
+    load, latencies, busy = _measure(course, settings, rate)
     report = {
         **accuracy_figures(answers, store.test.labels),
         "prediction_sets": judge_sets(sets, store.test.labels, card.class_counts),
@@ -148,15 +155,20 @@ def _ask(remote: Remote, card: ModelDescription, test: Split) -> Iterator[Answer
             pool.shutdown(cancel_futures=True)  # after the first refusal, thousands more would be asked for in vain
 
 
-def _measure(course: Course, settings: EvalSettings) -> tuple[dict[str, Any], dict[str, Any], float]:
+def turn_seconds(least: float, concurrency: int, rate: float) -> float:
+    """Return how long a turn has to be for a server that answers `rate` requests a second: `least`, or longer."""
+    return max(least, ANSWERS * concurrency / rate)
+
+
+def _measure(course: Course, settings: EvalSettings, rate: float) -> tuple[dict[str, Any], dict[str, Any], float]:
     """Return the report's part on speed, each request's milliseconds by rate, and the cores that others took."""
-    course.closed(ASKERS, WARM_UP_S)
+    rate = course.closed(ASKERS, turn_seconds(WARM_UP_S, ASKERS, rate)).closed.images_per_second
     others, start = OtherLoad(), time.perf_counter()
     before = course.running.cpu_seconds() if course.running else 0.0
     turns: dict[int, list[Turn]] = {concurrency: [] for concurrency in CONCURRENCIES}
     plan = [concurrency for _ in range(settings.rounds) for concurrency in CONCURRENCIES]
     for concurrency in track(plan, "Closed loop", len(plan)):
-        turns[concurrency].append(course.closed(concurrency, settings.seconds))
+        turns[concurrency].append(course.closed(concurrency, turn_seconds(settings.seconds, concurrency, rate)))
     closed = {str(concurrency): _closed_figures(own) for concurrency, own in turns.items()}
     rates = [share * max(figures["throughput"] for figures in closed.values()) for share in SHARES]
     seconds = max(1.0, settings.rounds * settings.seconds)

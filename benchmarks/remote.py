@@ -98,6 +98,15 @@ class Remote:
         sets = {name: np.isin(card.classes, _members(answer)) for name, answer in answers.items()}
         return Answered(probabilities, sets)
 
+    def settle(self, image: bytes) -> None:
+        """Wait until the server has done what a load before left behind: until one more image, behind it, is answered.
+
+        Raises:
+            UserError: the server is gone.
+        """
+        self._connection().close()  # it may have been idle for longer than the server keeps it
+        self._ask("POST", "/classify", image)
+
     def _classify(self, image: bytes, classes: int, coverage: float | None) -> dict[str, Any]:
         query = f"top_k={classes}&learners=false" + (f"&coverage={coverage}" if coverage is not None else "")
         status, body = self._ask("POST", f"/classify?{query}", image)

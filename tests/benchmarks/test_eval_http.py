@@ -81,6 +81,11 @@ def test_the_load_is_measured(measured: Evaluation) -> None:
     assert KEY not in json.dumps(report)
 
 
+@pytest.mark.parametrize(("concurrency", "rate", "seconds"), [(1, 300.0, 1.0), (64, 256.0, 2.0), (64, 16.0, 32.0)])
+def test_a_turn_is_long_enough_for_a_slow_server(concurrency: int, rate: float, seconds: float) -> None:
+    assert evaluation_http.turn_seconds(1.0, concurrency, rate) == seconds
+
+
 @needs_wrk
 def test_the_page_shows_the_figures_of_the_report(measured: Evaluation) -> None:
     page, report = markdown(measured.report), measured.report
