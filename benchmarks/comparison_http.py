@@ -30,6 +30,8 @@ CONCURRENCIES = (1, 8, 32)
 OPEN_SHARE = 0.7
 """Of the weakest server's capacity: the rate of the open loop."""
 WARM_UP_S = 1.0
+WARM_UP_CONCURRENCY = 8
+"""At most: what a warm-up leaves in the queue when it ends would take time from what is measured."""
 _LABEL = re.compile(r'label[\\":\s]+([^"\\]+)')
 
 
@@ -166,7 +168,7 @@ def _label(port: int, server: Contestant) -> str:
 def closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
     """Keep `concurrency` requests under way for some seconds, after a warm-up."""
     url = f"http://127.0.0.1:{running.port}{server.path}"
-    run_wrk(url, [server.body], concurrency, WARM_UP_S)
+    run_wrk(url, [server.body], min(concurrency, WARM_UP_CONCURRENCY), WARM_UP_S)
     before = running.cpu_seconds()
     closed = run_wrk(url, [server.body], concurrency, seconds)
     if closed.failures:

@@ -76,7 +76,8 @@ def _panel(axes: Axes, axis: str, rows: Sequence[Row]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(_TITLES.get(axis, axis), fontsize=10)
     axes.set_ylabel("ms" if axis == _DELAY else "ms an image" if axis in _COSTS else "images/s")
-    axes.legend(fontsize=8, frameon=False)
+    if axis != BATCH:
+        axes.legend(fontsize=8, frameon=False)
 
 
 def _height(axis: str, row: Row) -> float:

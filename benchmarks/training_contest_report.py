@@ -57,7 +57,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     """Write the figure as PNG: bars of top-1 and of training images per second."""
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     FigureCanvasAgg(figure)
-    names = [row["system"] for row in rows]
+    names = [f"{row['system']} ({row['seconds']:.0f} s)" for row in rows]
     colours = [_OURS if name.startswith("tailstack") else _PEERS for name in names]
     panels = {
         "top-1 on test, %": [100 * row["top1"] for row in rows],
@@ -67,7 +67,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.bar_label(axes.barh(names, values, color=colours), fmt="%.1f", padding=3, fontsize=8)
         axes.margins(x=0.12)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(f"{title}, after {rows[0]['seconds']:.0f} s" if "top-1" in title else title, fontsize=10)
+        axes.set_title(title, fontsize=10)
     # One axis for both: the first system on top.
     figure.axes[0].invert_yaxis()
     with whole_file(path) as file:
