@@ -1,5 +1,6 @@
 """Scoring on a Ray cluster: Ray Data hands parts of the source to workers, of which each has the model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def score_on_cluster(
     connect(address)
     try:
         context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
+        context.enable_progress_bars = False
+        # Ray Data tells of each step, on the terminal that has our own bar.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         workers, cpus, gpus = _workers(ray.cluster_resources())
         ranges = [{"start": part.start, "stop": part.stop} for part in parts]
         scored = ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
