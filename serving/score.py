@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from serving.runtime import check_model
+from serving.runtime import check_model, fetch_model
 from serving.score_output import Output, Part
 from serving.score_rows import RowMaker
 from serving.score_source import Source, open_source
@@ -81,7 +81,7 @@ def score(settings: ScoreSettings) -> Summary:
     wanted = Wanted(
         settings.model, settings.device, settings.runtime, settings.batch_size, settings.top_k, settings.coverage
     )
-    artifact, version = check_model(settings.model, settings.runtime)
+    artifact, version = check_model(fetch_model(settings.model), settings.runtime)
     maker = RowMaker(artifact, settings.top_k, settings.coverage)
     output = Output(settings.output)
     output.claim(

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from serving.decoding import decode_safely
-from serving.runtime import Model
+from serving.runtime import Model, fetch_model
 from serving.score_output import Part
 from serving.score_rows import RowMaker
 from serving.score_source import Item, Source
@@ -56,7 +56,7 @@ class Scorer:
     """
 
     def __init__(self, wanted: Wanted, threads: int) -> None:
-        self._model = Model.load(wanted.model, wanted.device, threads, wanted.batch_size, wanted.runtime)
+        self._model = Model.load(fetch_model(wanted.model), wanted.device, threads, wanted.batch_size, wanted.runtime)
         self._maker = RowMaker(self._model.artifact, wanted.top_k, wanted.coverage)
         self._batch_size = wanted.batch_size
         self._slots = threading.Semaphore(self._model.slots)

@@ -1,16 +1,20 @@
 """Small real things that every test may use: a datastore, a finished run, its exported model, and photos."""
 
+import logging
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import settings as hypothesis_settings
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tailstack import datastore as datastores
@@ -79,6 +83,24 @@ def tiny_export(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def tiny_model(tiny_export: tuple[Path, list[str]]) -> Path:
     """The ONNX file that `python -m export` makes of `tiny_run`."""
     return tiny_export[0]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """A machine that has the store's address and keys, and copies nothing yet."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield patch
+    server.stop()
 
 
 @pytest.fixture(scope="session")

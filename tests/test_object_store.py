@@ -1,17 +1,14 @@
 """The four stages on an object store: a real S3 protocol on loopback holds the datastore, the run and the model."""
 
 import hashlib
-import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import onnx
 import pytest
-from moto.server import ThreadedMotoServer
 
 from benchmarks.evaluation_file import EvalSettings, evaluate_file
 from export.export import export
@@ -34,24 +31,6 @@ TINY: dict[str, Any] = {
     "epochs": 3,
     "num_workers": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """A machine that has the store's address and keys, and copies nothing yet."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield patch
-    server.stop()
 
 
 @pytest.fixture
