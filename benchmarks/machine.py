@@ -4,11 +4,11 @@ import importlib.metadata
 import os
 import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tailstack.machine import cpu_name
 from tailstack.session import runtime_version
 
 PACKAGES = ("numpy", "openvino", "pillow", "timm", "torch")
@@ -23,7 +23,7 @@ def describe_machine(provider: str, threads: int | None) -> dict[str, Any]:
         threads: threads of one inference; None where only its server knows.
     """
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),
@@ -60,13 +60,6 @@ def cores_of_others() -> float:
     others = OtherLoad()
     time.sleep(_QUIET_S)
     return round(others.cores(), 2)
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""The command line: `python -m export RUN --output FILE`."""
+"""The command line: `python -m export RUN --output FILE`, and `python -m export verify FILE`."""
 
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -11,11 +12,37 @@ from tailstack.errors import run_command
 
 
 def main() -> None:
-    """Parse the command line and export."""
+    """Parse the command line, and export or verify."""
+    if sys.argv[1:2] == ["verify"]:
+        _verify(sys.argv[2:])
+    else:
+        _export()
+
+
+def _verify(words: list[str]) -> None:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        prog="python -m export verify",
+        description="Repeat the release gate's checks on a file: is it what it says of itself?",
+    )
+    parser.add_argument("file", type=Path, help="file that `python -m export` wrote")
+    parser.add_argument(
+        "--datastore",
+        type=Path | None,
+        help="folder of its data set; the default is the one that it names",
+    )
+    arguments = parser.parse_args(words)
+    from export.audit import verify
+
+    verify(arguments.file, arguments.datastore)
+
+
+def _export() -> None:
     parser = ArgumentParser(
         exit_on_error=False,
         prog="python -m export",
-        description="Fuse a run's learners into one ONNX file, checked before it appears.",
+        description="Fuse a run's learners into one ONNX file, checked before it appears. "
+        "`python -m export verify FILE` repeats the checks on a file.",
     )
     parser.add_argument("run", type=Path, help="folder that `python -m training fit` wrote")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the file to write")

@@ -67,6 +67,10 @@ class Calibration:
         return set(self.temperatures) == {1.0}
 
 
+NONE = Calibration((1.0,))
+"""Leaves answers as they are."""
+
+
 def fit_calibration(answers: Probabilities, votes: Votes, labels: Labels, stages: int) -> Calibration:
     """Fit temperatures, and keep what helps.
 

@@ -1,32 +1,28 @@
 """The command: read the run, build the graph, describe it, check it, and only then let the file appear."""
 
 import datetime
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 
 import tailstack
 from export import DEFAULT_OUTPUT
-from export.calibration import Calibration, fit_calibration
-from export.cascade import Votes
+from export.calibration import NONE, Calibration
+from export.card import beside, write_card
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
-from export.gate import headline
 from export.graph import build_graph
-from export.prediction_sets import calibrate
-from export.validation import file_answers, held_out, run_splits
+from export.measured import measure
+from export.prior import accept_prior, ensemble_prior
 from export.verify import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from tailstack import datastore as datastores
-from tailstack.artifact import FORMAT, Artifact, CalibrationCard, LearnerCard, ValidationCard
-from tailstack.datastore import Datastore, Split
+from tailstack.artifact import FORMAT, Artifact, LearnerCard
+from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
-from tailstack.metrics import expected_calibration_error
+from tailstack.machine import machine
 from tailstack.network import Ensemble, load_ensemble
 from tailstack.remote import local, push, spelled
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
@@ -40,7 +36,7 @@ PREPROCESSING = (
 
 
 def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
-    """Write the ensemble of `run` as one ONNX file, and its SHA-256 beside it.
+    """Write the ensemble of `run` as one ONNX file, and its SHA-256 and its model card beside it.
 
     Args:
         run: folder of a finished run; it and the file may lie in an object store.
@@ -67,22 +63,28 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
         # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
         onnx.save(model, part)
         check_graph(part)
-        measured = _measure(part, run, record, store, cheaper)
+        measured = measure(part, run, record, store, cheaper)
         if measured:
             measured.calibration.append_to(model)
-            onnx.save(model, part)
+        prior = ensemble_prior(record)
+        if prior is not None:
+            accept_prior(model, prior)
+        onnx.save(model, part)
         source = cheaper.reference_name if cheaper else "torch"
         print(f"Checking the graph, and its answers against those of {source} …", flush=True)
-        parity = _parity(part, ensemble, cheaper, measured, images)
+        parity = _parity(part, ensemble, cheaper, measured.calibration if measured else NONE, images)
         artifact = describe(run, record, output.stem, parity)
+        artifact.prior = None if prior is None else prior.tolist()
         if measured:
-            artifact = artifact.model_copy(update=_by_validation(part, run, record, store, cheaper, measured))
+            artifact = artifact.model_copy(update=measured.metadata(part, cheaper))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
-    write_text(output.with_name(f"{output.name}.sha256"), f"{sha256(output)}  {output.name}\n")
-    push(place)
-    push(place.with_name(f"{place.name}.sha256"))
+    write_text(beside(output, "sha256"), f"{sha256(output)}  {output.name}\n")
+    per_class, pictures = measured.drawn(output) if measured else ((), ())
+    card = write_card(output, artifact, per_class, pictures)
+    for path in (output, beside(output, "sha256"), card, *pictures):
+        push(place.with_name(path.name))
     print(
         f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
         f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
@@ -90,67 +92,11 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     )
     if artifact.evidence:
         print(evidence_line(artifact.evidence))
+    print(f"Its card: {spelled(place.with_name(card.name))}")
     print(
         "Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={spelled(place)} bentoml serve"
     )
     return artifact
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a graph answers on the images that validate, before its calibration, and that calibration."""
-
-    validation: Split
-    answers: npt.NDArray[np.float32]
-    votes: Votes
-    calibration: Calibration
-
-    @property
-    def calibrated(self) -> npt.NDArray[np.float32]:
-        """What the finished file answers."""
-        return self.calibration.apply(self.answers, self.votes)
-
-
-def _measure(
-    path: Path, run: Path, record: RunRecord, store: Datastore, cheaper: CheaperGraph | None
-) -> _Measured | None:
-    """Ask a graph for what validates, and fit its calibration; None where nothing validates a plain graph."""
-    try:
-        _, validation = run_splits(run, store)
-    except UserError as error:
-        if cheaper:
-            raise
-        print(f"Without calibration and prediction sets: {error}", flush=True)
-        return None
-    print("Measuring the graph on the images that validate …", flush=True)
-    answers, votes = file_answers(path, validation, record.image_size, "Validation")
-    stages = len(record.learners) if cheaper and cheaper.cascade else 1
-    return _Measured(validation, answers, votes, fit_calibration(answers, votes, validation.labels, stages))
-
-
-def _by_validation(
-    path: Path, run: Path, record: RunRecord, store: Datastore, cheaper: CheaperGraph | None, measured: _Measured
-) -> dict[str, Any]:
-    """Return the metadata that the images that validate decide."""
-    answers, votes, labels = measured.calibrated, measured.votes, measured.validation.labels
-    temperatures = [record.temperature * factor for factor in measured.calibration.temperatures]
-    found = cheaper.metadata(path, answers, votes) if cheaper else {}
-    if found.get("cascade"):
-        found["cascade"] = found["cascade"].model_copy(update={"temperatures": temperatures})
-    counts = np.array(record.class_counts)
-    average = votes.sum(axis=1) / votes.any(axis=2).sum(axis=1, keepdims=True)
-    before, after = (expected_calibration_error(values, labels) for values in (average, answers))
-    return {
-        **found,
-        "temperature": temperatures[-1],
-        "validation": ValidationCard(
-            split="train" if store.val is None else "val",
-            indices=held_out(run, store),
-            figures=headline(answers, labels, record.classes, counts),
-        ),
-        "calibration": CalibrationCard(ece_before=before, ece_after=after),
-        "prediction_sets": calibrate(answers, labels, counts),
-    }
 
 
 def evidence_line(evidence: dict[str, Any]) -> str:
@@ -165,15 +111,13 @@ def evidence_line(evidence: dict[str, Any]) -> str:
 
 
 def _parity(
-    path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, measured: _Measured | None, images: Pixels
+    path: Path, ensemble: Ensemble, cheaper: CheaperGraph | None, calibration: Calibration, images: Pixels
 ) -> dict[str, float]:
     exact: Reference = cheaper.reference if cheaper else ensemble
 
     def reference(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         answers, votes, *others = exact(images)
-        if measured:
-            answers = torch.from_numpy(measured.calibration.apply(answers.numpy(), votes.numpy()))
-        return answers, votes, *others
+        return torch.from_numpy(calibration.apply(answers.numpy(), votes.numpy())), votes, *others
 
     if cheaper is None:
         return verify_parity(path, reference, images)
@@ -212,6 +156,7 @@ def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) 
             "weights": {
                 learner.name: sha256(learner_folder(run, learner.name) / WEIGHTS_FILE) for learner in record.learners
             },
+            "machine": machine(),
             "versions": {
                 **record.versions,
                 "exporter": tailstack.__version__,

@@ -20,7 +20,7 @@ from serving.errors import RequestError, draining, malformed, overloaded
 from serving.metrics import METRICS
 from serving.settings import ServerSettings
 
-_MAX_FIELD_BYTES = 1000
+_MAX_FIELD_BYTES = 100_000
 _MAX_FIELDS = 16
 _MAX_CONTENT_TYPE = 1000
 _MAX_JSON_VALUES = 10_000

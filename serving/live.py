@@ -105,7 +105,13 @@ class LiveModel:
         settings = self._settings
         threads = settings.threads_per_worker
         return Model.load(
-            settings.model_file, settings.device, threads, settings.max_batch, settings.runtime, settings.setup()
+            settings.model_file,
+            settings.device,
+            threads,
+            settings.max_batch,
+            settings.runtime,
+            settings.setup(),
+            settings.class_prior_file,
         )
 
     async def _in_loader(self, work: Callable[[], T]) -> T:

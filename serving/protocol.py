@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +11,13 @@ from pydantic import BaseModel
 
 from serving.batcher import Result
 from serving.errors import ErrorDetail, malformed
-from serving.runtime import Model
+from serving.prior import ClassPrior, read_prior
+from serving.runtime import Model, Vector
 from tailstack.artifact import LearnerCard
 from tailstack.images import FORMATS
 
 DEFAULT_TOP_K = 5
-_NAMES = ("top_k", "min_probability", "learners", "coverage")
+_NAMES = ("top_k", "min_probability", "learners", "coverage", "class_prior")
 _MAX_DIGITS = 40
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -30,6 +31,8 @@ class Options:
     learners: bool = True
     coverage: str | None = None
     """How often a prediction set is to have the true class: a key of the model's thresholds. None wants no set."""
+    class_prior: ClassPrior | None = None
+    """For which class mix probabilities are to be right; None takes the model's own."""
 
     @classmethod
     def read(cls, model: Model, *sources: Mapping[str, str]) -> "Options":
@@ -44,6 +47,7 @@ class Options:
             min_probability=_probability(values.get("min_probability", "0")),
             learners=_boolean(values.get("learners", "true")),
             coverage=_coverage(model, values["coverage"]) if "coverage" in values else None,
+            class_prior=_class_prior(model, values["class_prior"]) if "class_prior" in values else model.class_prior,
         )
 
 
@@ -129,6 +133,8 @@ class ModelDescription(BaseModel):
     learners: list[LearnerCard]
     accuracy: dict[str, object]
     """On the test split, as measured in training."""
+    prior: list[float] | None
+    """Share of each class among images for which the model's probabilities are right; None where it doesn't know."""
     coverages: list[float]
     """Of the prediction sets that a request may ask for."""
     runtime: str
@@ -145,6 +151,10 @@ def name_of(model: Model) -> ModelName:
 def image_result(model: Model, result: Result, options: Options) -> ImageResult:
     """Put one image's probabilities and votes into words."""
     classes = model.artifact.classes
+    own = result.probabilities
+    if options.class_prior:
+        probabilities = options.class_prior.apply(own)
+        result = replace(result, probabilities=probabilities, order=np.argsort(-probabilities, kind="stable"))
     best = result.order[: options.top_k]
     probabilities = result.probabilities[best].tolist()
     predictions = [
@@ -155,7 +165,7 @@ def image_result(model: Model, result: Result, options: Options) -> ImageResult:
     return ImageResult(
         predictions=predictions,
         learners=_votes(model, result) if options.learners else None,
-        uncertainty=_uncertainty(model, result, options.coverage) if options.coverage else None,
+        uncertainty=_uncertainty(model, result, own, options.coverage) if options.coverage else None,
     )
 
 
@@ -171,6 +181,7 @@ def describe(model: Model) -> ModelDescription:
         image_size=artifact.image_size,
         learners=artifact.learners,
         accuracy=artifact.accuracy,
+        prior=artifact.prior,
         coverages=[float(coverage) for coverage in _coverages(model)],
         runtime=model.engine.runtime,
         execution_provider=model.engine.provider,
@@ -191,10 +202,11 @@ def _votes(model: Model, result: Result) -> list[Vote]:
     ]
 
 
-def _uncertainty(model: Model, result: Result, coverage: str) -> Uncertainty:
+def _uncertainty(model: Model, result: Result, own: Vector, coverage: str) -> Uncertainty:
     card = model.artifact.prediction_sets
     assert card is not None
-    inside = card.members(coverage, result.probabilities[None])[0]
+    # A class is in its images' sets as often whatever the class mix: the model's own probabilities decide.
+    inside = card.members(coverage, own[None])[0]
     labels = [model.artifact.classes[index] for index in result.order.tolist() if inside[index]]
     return Uncertainty(coverage=float(coverage), prediction_set=labels, disagreement=_disagreement(result))
 
@@ -224,6 +236,13 @@ def _coverage(model: Model, text: str) -> str:
             return coverage
     choices = f"has to be one of {', '.join(offered)}" if offered else "this model has no prediction sets"
     raise malformed("bad_coverage", f"coverage is {text[:40]!r}: {choices}")
+
+
+def _class_prior(model: Model, text: str) -> ClassPrior:
+    try:
+        return read_prior(text, model.artifact)
+    except ValueError as error:
+        raise malformed("bad_class_prior", f"class_prior: {error}") from error
 
 
 def _number(text: str) -> float:

@@ -48,16 +48,30 @@ _OPTIONS: dict[str, Any] = {
         "description": "adds a prediction set that has the true class so often; `coverages` of GET /model lists which",
     },
 }
+_PRIOR_TEXT = "a JSON object with the weight of each class: for which class mix probabilities are to be right"
+_PRIOR_IN_TEXT = {"class_prior": {"type": "string", "description": _PRIOR_TEXT}}
+_PRIOR_IN_JSON = {
+    "class_prior": {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0},
+        "description": _PRIOR_TEXT,
+    }
+}
 
 
 def _body(field: str, binary: dict[str, Any], base64: dict[str, Any], *, raw: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
-        kind: {"schema": {"type": "object", "required": [field], "properties": {field: schema, **_OPTIONS}}}
-        for kind, schema in (("multipart/form-data", binary), ("application/json", base64))
+        kind: {"schema": {"type": "object", "required": [field], "properties": {field: schema, **_OPTIONS, **prior}}}
+        for kind, schema, prior in (
+            ("multipart/form-data", binary, _PRIOR_IN_TEXT),
+            ("application/json", base64, _PRIOR_IN_JSON),
+        )
     }
     if raw:
         content["application/octet-stream"] = {"schema": _BINARY}
-    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in _OPTIONS.items()]
+    parameters = [
+        {"name": name, "in": "query", "schema": schema} for name, schema in {**_OPTIONS, **_PRIOR_IN_TEXT}.items()
+    ]
     return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from serving.prior import ClassPrior, load_prior
 from serving.tuning import Setup
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
 from tailstack.engine import Engine, Runtime, open_engine
@@ -46,6 +47,8 @@ class Model:
     """For batches side by side, on the CPU: on one thread each, no thread of theirs waits for another."""
     slots: int
     """How many inferences run at a time; a GPU is one queue."""
+    class_prior: ClassPrior | None = None
+    """The operator's: for which class mix answers are right, where a request names none."""
 
     @classmethod
     def load(
@@ -56,6 +59,7 @@ class Model:
         max_batch: int = 1,
         runtime: Runtime = "onnxruntime",
         setup: Setup | None = None,
+        class_prior: Path | None = None,
     ) -> "Model":
         """Load a file, check it, and run batches of it so that the first requests find it warm.
 
@@ -66,6 +70,7 @@ class Model:
             max_batch: images of one inference at most.
             runtime: what runs the file.
             setup: what `serving.tuning` chose; the default is all threads.
+            class_prior: file of the operator's class mix.
 
         Raises:
             UserError: the file is missing, not ours, damaged, not what its sidecar says, or can't be run.
@@ -82,7 +87,9 @@ class Model:
             if threads > 1:
                 tuning = Tuning(level=setup.level)
                 narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content, tuning=tuning)
-        model = cls(_artifact(engine, path), _version(digest), engine, narrow, slots)
+        artifact = _artifact(engine, path)
+        prior = load_prior(class_prior, artifact) if class_prior else None
+        model = cls(artifact, _version(digest), engine, narrow, slots, prior)
         for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)
         model._warm_up_side_by_side(path, max_batch)

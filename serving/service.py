@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from serving import logs
 from serving.connections import guard_connections
 from serving.memory import give_back_memory
+from serving.prior import load_prior
 from serving.runtime import check_model, fetch_model
 from serving.settings import METRICS_DIRECTORY, TUNED, ServerSettings
 from serving.tuning import is_worthwhile, tuned
@@ -62,7 +63,9 @@ def _check() -> None:
     """
     settings = ServerSettings.from_environment()
     settings.keys(), settings.all_admin_keys()
-    check_model(fetch_model(settings.model), settings.runtime)
+    artifact, _ = check_model(fetch_model(settings.model), settings.runtime)
+    if settings.class_prior_file:
+        load_prior(settings.class_prior_file, artifact)
     if settings.device in ("cuda", "tensorrt"):
         open_engine(settings.model_file, settings.runtime, settings.device)
 

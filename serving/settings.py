@@ -87,6 +87,8 @@ class ServerSettings(BaseModel):
     admin_keys: KeyWords = ()
     admin_keys_file: Path | None = None
     """Keys of `POST /model/reload`, which is closed without one."""
+    class_prior_file: Path | None = None
+    """Class mix for which answers are right where a request names none: JSON, weights by label."""
     cors_origins: Words = ()
     """Origins whose pages may call the server from a browser, or `*`."""
     otlp_endpoint: str | None = None

@@ -280,8 +280,9 @@ def _images(tensor: _Tensor, binary: bytes, model: Model, max_images: int) -> Pi
 
 
 def _answer(model: Model, request: InferRequest, results: list[Result]) -> Response:
+    probabilities = np.stack([result.probabilities for result in results])
     tensors = {
-        PROBABILITIES: np.stack([result.probabilities for result in results]),
+        PROBABILITIES: model.class_prior.apply(probabilities) if model.class_prior else probabilities,
         LEARNER_PROBABILITIES: np.stack([result.votes for result in results]),
     }
     default = request.parameters.get("binary_data_output") is True

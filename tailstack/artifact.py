@@ -17,11 +17,13 @@ PROBABILITIES = "probabilities"
 LEARNER_PROBABILITIES = "learner_probabilities"
 """float32 `[batch, learners, classes]`; zeros where a learner of a cascade did not see the image."""
 
+CLASS_PRIOR = "class_prior"
+"""float32 `[classes]`, optional: how frequent the classes are where the file is used, in any unit."""
 LEARNERS_USED = "learners_used"
 """int64 `[batch]`: how many learners saw the image. Only the graph of a cascade has it."""
 
 FORMAT = 4
-"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`; 4 `validation`, the
+"""2 added `precision`, `cascade` and `evidence`; 3 `prediction_sets` and `calibration`; 4 `validation`, `prior`, the
 temperatures of a cascade, and fp16."""
 Precision = Literal["fp32", "fp16", "int8"]
 _PREFIX = "tailstack."
@@ -132,6 +134,9 @@ class Artifact(BaseModel):
     """None where every learner sees every image."""
     evidence: dict[str, Any] | None = None
     """What the release gate measured on the images that validate: this file beside the plain ensemble in fp32."""
+    prior: list[float] | None = None
+    """Share of each class among images for which the probabilities are right, and the default of `CLASS_PRIOR`; None
+    where the run doesn't know it, and the graph has no such input."""
     validation: ValidationCard | None = None
     """None where nothing validated."""
     calibration: CalibrationCard | None = None

@@ -40,6 +40,8 @@ class LearnerRecord(BaseModel):
     head: Literal["linear", "cosine"] = "linear"
     loss: str
     train_images: int
+    prior: list[float] | None = None
+    """Share of each class among images for which its probabilities are right; None in runs of earlier versions."""
     results: dict[str, Any]
     """`tailstack.metrics.Accuracy` on the test split, without `per_class`."""
     validation: dict[str, Any] = {}

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 CLASSES = ["disc", "stripes", "square", "cross", "gradient", "ring"]
 TRAIN_COUNTS = [120, 60, 24, 12, 6, 4]
 TEST_IMAGES = 8
+PRIOR = [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]
 SIZE = 32
 LEARNERS = [("tf_efficientnet_lite0", 32), ("test_efficientnet", 48)]
 SMALL_LEARNERS = [("test_efficientnet", 48), ("test_resnet", 40)]
@@ -216,6 +217,7 @@ def _write_learner(run: Path, name: str, resolution: int, store: Datastore, imag
         head=head,
         loss="none",
         train_images=len(store.train),
+        prior=PRIOR,
         results={},
     )
 

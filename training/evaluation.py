@@ -20,6 +20,7 @@ from training.blending import fit_blend, plain_average
 from training.dataset import PixelSource, TrainingData, ordered_keys
 from training.learner import seconds_trained
 from training.settings import FitSettings
+from training.task import learner_counts, learner_loss
 from training.techniques import LearnerPlan
 
 BATCH = 128
@@ -39,7 +40,7 @@ def evaluate_run(
     """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run."""
     run = settings.run
     counts = store.train.counts(len(store.classes))
-    records = [_describe(plan, len(store.classes), settings) for plan in plans]
+    records = [_describe(plan, data, store.classes, settings) for plan in plans]
     votes, val_votes = (
         np.empty((images, len(records), len(store.classes)), np.float32)
         for images in (len(store.test), len(data.val_labels))
@@ -106,7 +107,9 @@ def results_table(record: RunRecord) -> Table:
     return table
 
 
-def _describe(plan: LearnerPlan, num_classes: int, settings: FitSettings) -> LearnerRecord:
+def _describe(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LearnerRecord:
+    num_classes = len(classes)
+    prior = learner_loss(plan, data, classes, settings).prior(learner_counts(plan, data, num_classes))
     config = architecture_config(plan.architecture)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in Learner(plan.architecture, num_classes, settings.resolution).parameters())
@@ -120,6 +123,7 @@ def _describe(plan: LearnerPlan, num_classes: int, settings: FitSettings) -> Lea
         head=plan.head,
         loss=plan.recipe.loss,
         train_images=len(plan.samples),
+        prior=prior.tolist(),
         results={},
     )
 

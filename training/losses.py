@@ -57,6 +57,22 @@ class LongTailLoss(nn.Module):
             logits = logits - F.one_hot(labels, logits.shape[1]) * self.margins
         return F.cross_entropy(logits, labels, weight=self.weights if epoch >= self.weights_from else None)
 
+    def prior(self, counts: Counts) -> npt.NDArray[np.float64]:
+        """Return the class mix that probabilities of logits which were trained so stand for, `[classes]`, with sum 1.
+
+        Weighted cross-entropy is least where probabilities are right for images that are drawn by count times weight;
+        what was added to the logits is missing from them afterwards. Margins are not counted: they have no such mix.
+
+        Args:
+            counts: training images of each class, `[classes]`, each 1 or more.
+        """
+        mix = counts.astype(np.float64)
+        if self.weights is not None:
+            mix *= self.weights.cpu().numpy()
+        if self.offsets is not None:
+            mix /= np.exp(self.offsets.cpu().numpy().astype(np.float64))
+        return np.asarray(mix / mix.sum(), dtype=np.float64)
+
 
 def with_teacher(loss: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
     """Mix the loss of the labels with the divergence (KL) of a student from its teacher, both at a temperature.

@@ -14,7 +14,7 @@ from tailstack.errors import UserError
 from tailstack.network import Learner
 from training.dataset import TrainingData
 from training.learner import Audience, train_learner
-from training.losses import LongTailLoss, Vector, make_loss
+from training.losses import Counts, LongTailLoss, Vector, make_loss
 from training.memory import keep_freed_memory
 from training.pretrained import load_pretrained
 from training.settings import FitSettings
@@ -42,7 +42,7 @@ def train_task(task: Task, data: TrainingData, classes: list[str], settings: Fit
         learner.load_state_dict(load_file(task.start))
     elif settings.pretrained:
         load_pretrained(learner, plan.architecture)
-    train_learner(learner, plan, data, _loss(plan, data, classes, settings), settings, task.folder, audience)
+    train_learner(learner, plan, data, learner_loss(plan, data, classes, settings), settings, task.folder, audience)
 
 
 def quieten() -> None:
@@ -70,12 +70,21 @@ def class_factors(settings: FitSettings, classes: list[str]) -> Vector | None:
     return np.array([settings.class_weights.get(name, 1.0) for name in classes], dtype=np.float32)
 
 
-def _loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:
-    counts = np.bincount(data.train_labels[plan.samples], minlength=len(classes))
+def learner_counts(plan: LearnerPlan, data: TrainingData, classes: int) -> Counts:
+    """Return the training images of each class that the learner sees, int64 `[classes]`."""
+    # A bag may lack a class, which then has no say in its loss.
+    return np.maximum(np.bincount(data.train_labels[plan.samples], minlength=classes), 1)
+
+
+def learner_loss(plan: LearnerPlan, data: TrainingData, classes: list[str], settings: FitSettings) -> LongTailLoss:
+    """Return the loss that the learner is trained with.
+
+    Raises:
+        UserError: a weight of the user's is for a class that the datastore lacks.
+    """
     return make_loss(
         plan.recipe.loss,
-        # A bag may lack a class, which then has no say in its loss.
-        np.maximum(counts, 1),
+        learner_counts(plan, data, len(classes)),
         class_factors(settings, classes),
         beta=settings.beta,
         tau=plan.tau,

@@ -75,7 +75,10 @@ def test_inputs_and_outputs_are_the_contract(session: onnxruntime.InferenceSessi
 
 
 def test_one_standard_file_without_traces_of_where_it_was_made(tiny_model: Path, tiny_run: Path) -> None:
-    assert sorted(path.name for path in tiny_model.parent.iterdir()) == ["ensemble.onnx", "ensemble.onnx.sha256"]
+    assert sorted(path.name for path in tiny_model.parent.iterdir()) == [
+        "ensemble.onnx",
+        *(f"ensemble.onnx.{ending}" for ending in ("MODEL_CARD.md", "classes.png", "reliability.png", "sha256")),
+    ]
     onnx.checker.check_model(str(tiny_model), full_check=True)
     model = onnx.load(tiny_model)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
@@ -172,10 +175,11 @@ def test_the_file_describes_itself(tiny_model: Path, tiny_run: Path, session: on
 
 def test_the_command_shows_steps_and_keeps_the_exporters_talk_to_itself(tiny_export: tuple[Path, list[str]]) -> None:
     output, lines = tiny_export
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[0].startswith("Fusing 2 learner(s)")
+    assert lines[4] == f"Its card: {output}.MODEL_CARD.md"
     assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[3])
-    assert lines[4] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
+    assert lines[5] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
 
 
 def test_a_graph_that_answers_otherwise_leaves_no_file(
@@ -189,6 +193,7 @@ def test_a_graph_that_answers_otherwise_leaves_no_file(
         return model
 
     monkeypatch.setitem(export.__globals__, "build_graph", build_wrong)
+    monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
     with pytest.raises(UserError, match=r"doesn't answer as torch does: at batch 1 .*no file was written"):
         export(tiny_run, tmp_path / "models" / "a.onnx")
     assert list((tmp_path / "models").iterdir()) == []
@@ -198,6 +203,7 @@ def test_exporting_again_replaces_file_and_sidecar(
     tiny_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.load(tiny_model))
+    monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
     (tmp_path / "b.onnx").write_text("old")
     (tmp_path / "b.onnx.sha256").write_text("old")
     assert export(tiny_run, tmp_path / "b.onnx").name == "b"
@@ -324,7 +330,10 @@ def test_a_file_carries_its_calibration_and_prediction_sets(
     record = RunRecord.load(tiny_run)
     _, validation = run_splits(tiny_run, datastores.load(Path(record.datastore["path"])))
     answers, votes = file_answers(tiny_model, validation, record.image_size, "")
-    assert artifact.prediction_sets == calibrate(answers, validation.labels, np.array(record.class_counts))
+    expected = calibrate(answers, validation.labels, np.array(record.class_counts))
+    assert artifact.prediction_sets is not None
+    for coverage, thresholds in expected.thresholds.items():
+        assert artifact.prediction_sets.thresholds[coverage] == pytest.approx(thresholds, abs=1e-6)
     calibration = artifact.calibration
     assert calibration is not None
     assert calibration.ece_after == pytest.approx(expected_calibration_error(answers, validation.labels))
