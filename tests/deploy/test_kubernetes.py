@@ -110,6 +110,9 @@ def test_cpu_and_gpu_differ_where_they_have_to_and_nowhere_else() -> None:
     assert container("cpu")["resources"]["limits"].get("nvidia.com/gpu") is None
     assert container("gpu")["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert (variables("cpu")["TAILSTACK_DEVICE"], variables("gpu")["TAILSTACK_DEVICE"]) == ("cpu", "cuda")
+    # On a CPU larger batches are no faster.
+    assert "TAILSTACK_MAX_BATCH" not in variables("cpu")
+    assert int(variables("gpu")["TAILSTACK_MAX_BATCH"]) > ServerSettings().max_batch
     assert _shared("cpu") == _shared("gpu")
 
 
@@ -119,5 +122,6 @@ def _shared(name: str) -> list[Manifest]:
     spec.pop("tolerations", None)
     for key in ("image", "resources"):
         del spec["containers"][0][key]
-    spec["containers"][0]["env"] = [v for v in spec["containers"][0]["env"] if v["name"] != "TAILSTACK_DEVICE"]
+    own = ("TAILSTACK_DEVICE", "TAILSTACK_MAX_BATCH")
+    spec["containers"][0]["env"] = [v for v in spec["containers"][0]["env"] if v["name"] not in own]
     return [deployment, scaler]
