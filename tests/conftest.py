@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fsspec
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -99,6 +100,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
+        # Another module may have had a store: moto keeps what was in it, and fsspec the client of its address.
+        httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
         fsspec.filesystem("s3").mkdir("bucket")
         yield patch
     server.stop()

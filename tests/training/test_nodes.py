@@ -4,7 +4,6 @@ import csv
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,14 +27,14 @@ TINY: dict[str, Any] = {
     "epochs": 6,
     "num_workers": 0,
 }
-PATIENCE_S = 300
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head and another node, of one core each: each learner has a node to itself."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
+    """A head without cores, and two nodes of one core each: learners run on either, and the head is never lost."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     yield cluster
     cluster.shutdown()
@@ -68,14 +67,19 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def in_the_middle(node: psutil.Process) -> int:
-    """Return how many learners on a node have a checkpoint: each keeps a file of its folder open, its log."""
-    found = 0
+def in_the_middle(nodes: list[psutil.Process], folder: Path) -> list[psutil.Process]:
+    """Return the nodes that train, once each of their learners has a checkpoint; else none."""
+    training = [node for node in nodes if any("ray::_train" in name for name in commands(node))]
+    begun = {path.parent for path in (folder / "runs").rglob(CHECKPOINT)}
+    finished = {path.parent for path in (folder / "runs").rglob(WEIGHTS_FILE)}
+    return training if len(begun - finished) == len(training) else []
+
+
+def commands(node: psutil.Process) -> list[str]:
+    found = []
     for process in node.children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "ray::_train" in " ".join(process.cmdline()):
-                folders = {Path(file.path).parent for file in process.open_files()}
-                found += any((folder / CHECKPOINT).exists() for folder in folders)
+            found.append(" ".join(process.cmdline()))
     return found
 
 
@@ -96,23 +100,24 @@ def test_two_nodes_give_the_same_table(cluster: Cluster, alone: Path, tiny_datas
 def test_a_node_that_is_killed_costs_time_only(
     cluster: Cluster, alone: Path, tiny_datastore: Path, tmp_path: Path
 ) -> None:
-    [raylet] = [info.process for info in cluster.worker_nodes.copy().pop().all_processes["raylet"]]
-    lost: list[int] = []
+    nodes = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in cluster.worker_nodes]
+    lost: list[psutil.Process] = []
+    done = threading.Event()
 
     def kill() -> None:
-        """Kill the node and all that runs on it, once its learner has a checkpoint."""
-        node, end = psutil.Process(raylet.pid), time.monotonic() + PATIENCE_S
-        while time.monotonic() < end and not in_the_middle(node):
-            time.sleep(0.02)
-        lost.append(in_the_middle(node))
-        for process in (node, *node.children(recursive=True)):
-            os.kill(process.pid, signal.SIGKILL)
+        """Kill a node in the middle of its learner, and all that runs on it."""
+        while not lost and not done.wait(0.02):
+            lost.extend(in_the_middle(nodes, tmp_path)[:1])
+        for node in lost:
+            for process in (node, *node.children(recursive=True)):
+                os.kill(process.pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     run_compare(tiny_datastore, tmp_path, cluster=cluster.address)
+    done.set()
     killer.join()
-    assert lost == [1]
+    assert len(lost) == 1
     assert table(tmp_path) == table(alone)
     assert weights(tmp_path) == weights(alone)
     assert epochs(tmp_path) == [[str(epoch) for epoch in range(1, 7)]] * 2
