@@ -1,8 +1,8 @@
 """Requests that wait become one batch: as soon as an inference slot is free, it takes what has come in meanwhile.
 
-On an idle server a single image is run at once, and batches grow by themselves under load. An image waits for company
-only where that is at hand already: others that are being decoded. Without that, a slot that gets free as the clients of
-its last batch come back takes the first of them alone, and the others wait for a batch of one.
+On an idle server a single image is run at once, on all threads, and batches grow by themselves under load. An image
+waits for company only where that is at hand already: others that are being decoded. Without that, a slot that gets free
+as the clients of its last batch come back takes the first of them alone, and the others wait for a batch of one.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class Batcher:
 
     def _dispatch(self) -> None:
         while self._free and self._waiting and self._is_due() and (batch := self._take()):
-            alone = self._free == self._slots
+            alone = self._is_alone()
             self._free -= 1
             self._running += len(batch)
             run = asyncio.get_running_loop().run_in_executor(self._executor, _run, batch, alone)
@@ -103,6 +103,13 @@ class Batcher:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(left, self._look_again)
         return False
+
+    def _is_alone(self) -> bool:
+        """Return whether the batch that was just taken is all there is: none runs, and no other image is on its way.
+
+        What `expect` announced is coming until its block ends, so one that comes may be of this batch.
+        """
+        return self._free == self._slots and not self._waiting and self._coming <= 1
 
     def _fair_share(self) -> int:
         """Return how many images one slot takes: with more, it would leave the others without work."""

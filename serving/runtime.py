@@ -42,7 +42,7 @@ class Model:
     version: str
     """First 12 digits of the file's SHA-256."""
     engine: Engine
-    """For a batch that has the cores to itself."""
+    """For an image that has the cores to itself."""
     narrow: Engine
     """For batches side by side, on the CPU: on one thread each, no thread of theirs waits for another."""
     slots: int

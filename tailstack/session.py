@@ -26,6 +26,9 @@ _ORDER: dict[Device, list[str]] = {
     "tensorrt": ["tensorrt", "cuda", "cpu"],
 }
 _BUILDS = ("onnxruntime", "onnxruntime-gpu")
+SPIN_US = 20
+"""Microseconds: most waits between two operators are over by then, and no core is kept from others for long. ONNX
+Runtime's own, a thousand and more, is no faster, and makes the slowest requests of a server slower."""
 _NOWHERE = "/nonexistent"
 
 
@@ -33,8 +36,8 @@ _NOWHERE = "/nonexistent"
 class Tuning:
     """Settings of ONNX Runtime on the CPU by which it is faster or slower, at the same answers."""
 
-    spinning: bool = False
-    """Whether threads spin while they wait: they take the cores from whatever else runs, decoding, other workers."""
+    spinning: bool = True
+    """Whether threads spin, for `SPIN_US` at most, while they wait for each other."""
     level: Literal["all", "extended", "none"] = "all"
     """What is done to the graph. `all` lays data out for the processor's vectors; `none` loads in a fraction of the
     time, for a look at the file."""
@@ -113,6 +116,7 @@ def _load(
     level = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "none": "ORT_DISABLE_ALL"}[tuning.level]
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(tuning.spinning)))
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     # Between inferences nothing spins.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Else ONNX Runtime looks for a format of its own first, which it checks less.

@@ -48,6 +48,19 @@ def test_one_image_on_an_idle_server_is_run_at_once_with_the_cores_to_itself() -
     asyncio.run(main())
 
 
+def test_an_image_beside_which_another_one_comes_has_not_the_cores_to_itself() -> None:
+    async def main() -> None:
+        model, batcher = Noting(), Batcher(16, 4, PATIENCE_S)
+        with batcher.expect():
+            # The block's own image: nothing else is on its way.
+            await asyncio.gather(*submit(batcher, model, 0))
+            with batcher.expect():
+                await asyncio.gather(*submit(batcher, model, 0))
+        assert model.batches == [(1, True), (1, False)]
+
+    asyncio.run(main())
+
+
 def test_a_learner_that_a_cascade_did_not_ask_has_no_choice() -> None:
     class Cascade(Noting):
         def classify(self, images: Pixels, *, alone: bool) -> Answer:
@@ -93,7 +106,7 @@ def test_slots_share_what_waits() -> None:
         waiting = submit(batcher, model, *(number % CLASSES for number in range(8)))
         model.gate.set()
         results = await asyncio.gather(*waiting)
-        assert sorted(model.batches) == [(4, False), (4, True)]
+        assert sorted(model.batches) == [(4, False), (4, False)]
         assert [int(result.order[0]) for result in results] == [number % CLASSES for number in range(8)]
 
     asyncio.run(main())

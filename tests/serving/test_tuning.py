@@ -1,4 +1,4 @@
-"""What wins for a lone batch: only what is clearly faster, measured once, and kept."""
+"""What wins for a lone image: only what is clearly faster, measured once, and kept."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from serving.runtime import Model
 from serving.tuning import Setup, candidates, choose, is_worthwhile, measure, tuned
 from tests.serving.conftest import running, web
 
-DEFAULT, SPINNING, HALF, EXTENDED = candidates(4)
+DEFAULT, RESTING, HALF, EXTENDED = candidates(4)
 COMPLETE = 3
 """Rounds that are enough to choose by."""
 
 
 def times(ratios: dict[Setup, list[float]], rounds: int = COMPLETE) -> tuning.Times:
     """Seconds beside a default that takes one for each situation."""
-    every = {DEFAULT: [1.0, 1.0, 1.0], **ratios}
-    names = ("picture", "picture and another one beside it", "batch")
+    every = {DEFAULT: [1.0, 1.0], **ratios}
+    names = ("picture", "picture and another one beside it")
     return {setup: {name: [t] * rounds for name, t in zip(names, found, strict=True)} for setup, found in every.items()}
 
 
 def test_what_is_measured() -> None:
     assert Setup(threads=4) == DEFAULT
-    assert Setup(threads=4, spinning=True) == SPINNING
+    assert Setup(threads=4, spinning=False) == RESTING
     assert Setup(threads=2) == HALF
     assert Setup(threads=4, level="extended") == EXTENDED
 
@@ -32,11 +32,11 @@ def test_what_is_measured() -> None:
     ("ratios", "winner"),
     [
         ({}, DEFAULT),
-        ({SPINNING: [0.7, 1.0, 0.8]}, SPINNING),
-        ({SPINNING: [0.5, 1.1, 0.5]}, DEFAULT),  # slower where another picture comes in
-        ({SPINNING: [0.95, 0.95, 0.95]}, DEFAULT),  # too little
-        ({SPINNING: [0.8, 0.8, 0.8], HALF: [0.7, 0.7, 0.7]}, HALF),
-        ({HALF: [0.7, 0.7, 1.5], EXTENDED: [0.6, 0.6, 0.6]}, EXTENDED),
+        ({RESTING: [0.7, 1.0]}, RESTING),
+        ({RESTING: [0.5, 1.1]}, DEFAULT),  # slower where another picture comes in
+        ({RESTING: [0.95, 0.95]}, DEFAULT),  # too little
+        ({RESTING: [0.8, 0.8], HALF: [0.7, 0.7]}, HALF),
+        ({HALF: [0.7, 1.5], EXTENDED: [0.6, 0.6]}, EXTENDED),
     ],
 )
 def test_only_a_clear_winner_that_loses_nowhere_is_chosen(ratios: dict[Setup, list[float]], winner: Setup) -> None:
@@ -44,13 +44,13 @@ def test_only_a_clear_winner_that_loses_nowhere_is_chosen(ratios: dict[Setup, li
 
 
 def test_one_slow_call_decides_nothing() -> None:
-    found = times({SPINNING: [0.7, 0.7, 0.7]})
-    found[DEFAULT]["batch"][0] = found[SPINNING]["picture"][0] = 9.0
-    assert choose(found) == SPINNING
+    found = times({RESTING: [0.7, 0.7]})
+    found[DEFAULT]["picture and another one beside it"][0] = found[RESTING]["picture"][0] = 9.0
+    assert choose(found) == RESTING
 
 
 def test_too_few_rounds_choose_the_default() -> None:
-    assert choose(times({SPINNING: [0.1, 0.1, 0.1]}, COMPLETE - 1)) == DEFAULT
+    assert choose(times({RESTING: [0.1, 0.1]}, COMPLETE - 1)) == DEFAULT
 
 
 def test_a_measurement_ends_within_its_budget(tiny_model: Path) -> None:
@@ -63,16 +63,16 @@ def test_a_measurement_ends_within_its_budget(tiny_model: Path) -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of one's own, and measurements in which spinning wins."""
+    """A cache folder of one's own, and measurements in which threads that don't spin win."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    winner = {Setup(threads=2, spinning=True): [0.5, 0.5, 0.5]}
+    winner = {Setup(threads=2, spinning=False): [0.5, 0.5]}
     monkeypatch.setattr(tuning, "measure", lambda *_: {**times({}), **times(winner)})
     return tmp_path / "cache" / "tailstack"
 
 
 def test_the_choice_is_measured_once(tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = tuned(tiny_model, 2)
-    assert chosen == Setup(threads=2, spinning=True)
+    assert chosen == Setup(threads=2, spinning=False)
     (file,) = cache.iterdir()
     assert Setup.model_validate_json(file.read_text()) == chosen
     monkeypatch.setattr(tuning, "measure", None)
@@ -98,7 +98,7 @@ def test_each_model_and_number_of_threads_has_its_own(tiny_model: Path, tmp_path
 
 def test_without_a_place_to_keep_it_the_choice_still_counts(tiny_model: Path, cache: Path) -> None:
     cache.parent.write_text("a file where the folder would be")
-    assert tuned(tiny_model, 2) == Setup(threads=2, spinning=True)
+    assert tuned(tiny_model, 2) == Setup(threads=2, spinning=False)
 
 
 @pytest.mark.parametrize("setup", candidates(2))
