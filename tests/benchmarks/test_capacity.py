@@ -76,7 +76,7 @@ def test_what_the_autoscaler_is_content_with_raises_no_alert(planned: dict[str, 
     for replicas in planned["replicas"].values():
         assert replicas["autoscaler"]["queue_share"] < limits["TailstackQueueFills"]
         assert replicas["autoscaler"]["p99_ms"] < 1e3 * limits["TailstackSlow"]
-        assert replicas["in_time"]["queue_share"] < QUEUE_SHARE
+        assert replicas["in_time"]["queue_share"] < limits["TailstackQueueFills"]
 
 
 def test_replicas_follow_the_load(planned: dict[str, Any]) -> None:
