@@ -3,11 +3,11 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from serving.batcher import Batcher, Result
 from serving.body import Upload
@@ -89,24 +89,32 @@ class Classifier:
         """Run what takes the processor's time off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
-    def expect(self) -> AbstractContextManager[None]:
-        """Let batches wait, for a moment, for the image that the block is about to queue."""
-        return self._batcher.expect()
+    async def classify_image(self, model: Model, prepare: Callable[[], tuple[T, Pixels]]) -> tuple[T, Result]:
+        """Prepare one image in a thread, and run it.
 
-    def classify_pixels(self, model: Model, *images: Pixels) -> list[Coroutine[Any, Any, Result]]:
-        """Queue images, uint8 `[height, width, 3]` of the model's size; their results are awaited."""
-        return [_recorded(model, answer) for answer in self._batcher.submit(model, *images)]
-
-    async def classify_image(self, model: Model, upload: Upload) -> Result:
-        """Decode and run one image.
+        Args:
+            model: what runs it.
+            prepare: returns what goes with the result, and the image, uint8 `[height, width, 3]` of the model's size.
 
         Raises:
-            RequestError: the image can't be decoded.
+            RequestError: `prepare` did.
         """
-        with self.expect():
-            pixels = await self.in_thread(self.decode, model, upload)
-            [result] = self.classify_pixels(model, pixels)
-        return await result
+        if self._batcher.idle:
+            beside, result = await self._batcher.run_at_once(model, prepare)
+        else:
+            with self._batcher.expect():
+                beside, pixels = await self.in_thread(prepare)
+                [answer] = self._batcher.submit(model, pixels)
+            result = await answer
+        _record(model, result)
+        return beside, result
+
+    async def classify_pixels(self, model: Model, images: Pixels) -> list[Result]:
+        """Run images, uint8 `[images, height, width, 3]` of the model's size."""
+        results = await asyncio.gather(*self._batcher.submit(model, *images))
+        for result in results:
+            _record(model, result)
+        return results
 
     def decode(self, model: Model, upload: Upload) -> Pixels:
         """Decode one image to the model's size.
@@ -132,12 +140,10 @@ class Classifier:
         METRICS.queue_images.set(self._admitted)
 
 
-async def _recorded(model: Model, answer: "asyncio.Future[Result]") -> Result:
+def _record(model: Model, result: Result) -> None:
     """Count what shows drift: classes, confidence, and learners at odds with the ensemble."""
-    result = await answer
     first = int(result.order[0])
     METRICS.predictions.labels(model.artifact.classes[first]).inc()
     METRICS.confidence.observe(float(result.probabilities[first]))
     if not {first, None}.issuperset(result.choices):
         METRICS.disagreements.inc()
-    return result

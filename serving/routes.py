@@ -1,6 +1,7 @@
 """The routes that classify images."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,7 @@ from serving.protocol import (
 )
 from serving.runtime import Model
 from serving.server import Server
+from tailstack.images import Pixels
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
@@ -92,11 +94,9 @@ def add(app: FastAPI, server: Server) -> None:
         async with server.receiver.receive(request) as body, classifier.deadline():
             model = classifier.model
             with classifier.admit(1):
-                with classifier.expect():
-                    content, pixels = await classifier.in_thread(_parse_and_decode, server, model, body, request)
-                    options = Options.read(model, request.query_params, content)
-                    [answer] = classifier.classify_pixels(model, pixels)
-                result = image_result(model, await answer, options)
+                read = partial(_read, classifier, model, body, request)
+                options, answer = await classifier.classify_image(model, read)
+                result = image_result(model, answer, options)
         return _json(
             Classification(
                 request_id=request.state.request_id,
@@ -137,17 +137,23 @@ def add(app: FastAPI, server: Server) -> None:
         )
 
 
-def _parse_and_decode(server: Server, model: Model, body: bytes, request: Request) -> tuple[dict[str, str], Any]:
+def _read(classifier: Classifier, model: Model, body: bytes, request: Request) -> tuple[Options, Pixels]:
+    """Take a request apart, into what it wants to know and its image."""
     content = parse(body, request.headers.get("content-type", ""), "image", max_images=1)
-    return content.parameters, server.classifier.decode(model, content.images[0])
+    pixels = classifier.decode(model, content.images[0])
+    return Options.read(model, request.query_params, content.parameters), pixels
 
 
 async def _one(
     classifier: Classifier, model: Model, upload: Upload, options: Options, due: float
 ) -> ImageResult | ImageError:
+    def prepare() -> tuple[None, Pixels]:
+        return None, classifier.decode(model, upload)
+
     try:
         async with classifier.deadline(due):
-            return image_result(model, await classifier.classify_image(model, upload), options)
+            _, answer = await classifier.classify_image(model, prepare)
+            return image_result(model, answer, options)
     except RequestError as error:
         return ImageError(error=error.detail())
 

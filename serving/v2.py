@@ -1,6 +1,5 @@
 """The Open Inference Protocol, version 2, with its extension for binary tensors: what Triton's clients speak."""
 
-import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -209,8 +208,8 @@ def add(app: FastAPI, server: Server) -> None:
             arguments = (data, inference_header_content_length, model, server.settings.images_per_request)
             inference, images = await classifier.in_thread(_read, *arguments)
             with classifier.admit(len(images)):
-                results = await asyncio.gather(*classifier.classify_pixels(model, *images))
-            return _answer(model, inference, list(results))
+                results = await classifier.classify_pixels(model, images)
+            return _answer(model, inference, results)
 
 
 def _describe(model: Model) -> ModelMetadata:

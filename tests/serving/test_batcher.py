@@ -5,6 +5,7 @@ import threading
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from serving.batcher import Batcher, Result
 from serving.runtime import Answer, Model
@@ -57,6 +58,74 @@ def test_an_image_beside_which_another_one_comes_has_not_the_cores_to_itself() -
             with batcher.expect():
                 await asyncio.gather(*submit(batcher, model, 0))
         assert model.batches == [(1, True), (1, False)]
+
+    asyncio.run(main())
+
+
+def test_an_image_is_prepared_and_run_at_once_with_the_cores_to_itself() -> None:
+    async def main() -> None:
+        model, batcher = Noting(), Batcher(16, 4, PATIENCE_S)
+        assert batcher.idle
+        given, result = await batcher.run_at_once(cast("Model", model), lambda: ("given", image(2)))
+        assert (given, int(result.order[0]), model.batches) == ("given", 2, [(1, True)])
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
+def test_an_image_that_is_being_prepared_has_company_of_one_that_comes_meanwhile() -> None:
+    async def main() -> None:
+        model, batcher, prepared = Noting(), Batcher(16, 4, PATIENCE_S), threading.Event()
+
+        def prepare() -> tuple[None, Pixels]:
+            prepared.wait(60)
+            return None, image(1)
+
+        model.gate.clear()
+        first = asyncio.create_task(batcher.run_at_once(cast("Model", model), prepare))
+        await asyncio.sleep(0)
+        assert not batcher.idle
+        [second] = submit(batcher, model, 2)
+        prepared.set()
+        while len(model.batches) < 2:
+            await asyncio.sleep(0.001)
+        model.gate.set()
+        assert int((await first)[1].order[0]) == 1
+        assert int((await second).order[0]) == 2
+        assert model.batches == [(1, False), (1, False)]
+
+    asyncio.run(main())
+
+
+def test_a_request_that_is_given_up_keeps_its_slot_until_its_thread_has_ended() -> None:
+    async def main() -> None:
+        model, batcher = Noting(), Batcher(16, 1, PATIENCE_S)
+        model.gate.clear()
+        given_up = asyncio.create_task(batcher.run_at_once(cast("Model", model), lambda: (None, image(1))))
+        while not model.batches:
+            await asyncio.sleep(0.001)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        [waiting] = submit(batcher, model, 2)
+        await asyncio.sleep(0.01)
+        assert not batcher.idle
+        assert model.batches == [(1, True)]
+        model.gate.set()
+        assert int((await waiting).order[0]) == 2
+        assert batcher.idle
+
+    asyncio.run(main())
+
+
+def test_what_fails_to_be_prepared_leaves_the_batcher_idle() -> None:
+    def fail() -> tuple[None, Pixels]:
+        raise ValueError("no image")
+
+    async def main() -> None:
+        batcher = Batcher(16, 1, PATIENCE_S)
+        with pytest.raises(ValueError, match="no image"):
+            await batcher.run_at_once(cast("Model", Noting()), fail)
+        assert batcher.idle
 
     asyncio.run(main())
 
