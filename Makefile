@@ -12,7 +12,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock \
-		--editable ".[$(RUNTIME),train,cluster,remote,score,pretrained,bench,dev]"
+		--editable ".[$(RUNTIME),train,cluster,remote,score,signing,pretrained,bench,dev]"
 	touch $@
 
 demo: install
@@ -29,7 +29,7 @@ lint: install
 lock:
 	$(PYTHON) -m pip install --quiet uv
 	$(PYTHON) -m uv pip compile pyproject.toml --universal --no-header --no-annotate --no-emit-index-url \
-		--extra gpu --extra cpu --extra train --extra cluster --extra remote --extra score --extra pretrained --extra bench --extra dev --output-file requirements.lock
+		--extra gpu --extra cpu --extra train --extra cluster --extra remote --extra score --extra signing --extra pretrained --extra bench --extra dev --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) runs models data

@@ -68,6 +68,12 @@ def _export() -> None:
         default=MAX_ACCURACY_DROP,
         help="points of accuracy on validation that a cascade, int8 or fp16 may cost",
     )
+    parser.add_argument(
+        "--sign",
+        metavar="KEY",
+        type=Path | None,
+        help="private key of an elliptic curve (PEM) to sign the file with, for servers with TAILSTACK_PUBLIC_KEY",
+    )
     arguments = parser.parse_args()
     # Torch takes seconds to import: a mistake in the flags is answered before.
     from export.cheaper import Wanted
@@ -76,7 +82,7 @@ def _export() -> None:
 
     wanted = Wanted(arguments.cascade, arguments.precision, arguments.max_accuracy_drop)
     run = student_of(arguments.run, arguments.student) if arguments.student else arguments.run
-    export(run, arguments.output, wanted)
+    export(run, arguments.output, wanted, arguments.sign)
 
 
 if __name__ == "__main__":

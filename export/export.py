@@ -27,6 +27,7 @@ from tailstack.network import Ensemble, load_ensemble
 from tailstack.remote import local, push, spelled
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
+from tailstack.signature import check_private_key, sign, signature_file
 
 PLAIN = Wanted()
 PREPROCESSING = (
@@ -35,18 +36,21 @@ PREPROCESSING = (
 )
 
 
-def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
+def export(run: Path, output: Path, wanted: Wanted = PLAIN, private_key: Path | None = None) -> Artifact:
     """Write the ensemble of `run` as one ONNX file, and its SHA-256 and its model card beside it.
 
     Args:
         run: folder of a finished run; it and the file may lie in an object store.
         output: the file.
         wanted: how it is to be cheaper; the default is the plain graph, in which every learner sees every image.
+        private_key: file of a key to sign the file with; None doesn't sign it.
 
     Raises:
-        UserError: the run isn't finished, its data set is gone, `output` can't be written, or the file fails a check;
-            then no file appears.
+        UserError: the run isn't finished, its data set is gone, `output` can't be written, the key can't be used, or
+            the file fails a check; then no file appears.
     """
+    if private_key:
+        check_private_key(private_key)
     record = RunRecord.load(run)
     place, output = output, local(output)
     make_folder(output.parent)
@@ -81,9 +85,11 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
         onnx.save(model, part)
         check_graph(part)
     write_text(beside(output, "sha256"), f"{sha256(output)}  {output.name}\n")
+    signature_file(output).unlink(missing_ok=True)  # of the file that was here before
+    signatures = [sign(output, private_key)] if private_key else []
     per_class, pictures = measured.drawn(output) if measured else ((), ())
     card = write_card(output, artifact, per_class, pictures)
-    for path in (output, beside(output, "sha256"), card, *pictures):
+    for path in (output, beside(output, "sha256"), *signatures, card, *pictures):
         push(place.with_name(path.name))
     print(
         f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
@@ -93,6 +99,8 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN) -> Artifact:
     if artifact.evidence:
         print(evidence_line(artifact.evidence))
     print(f"Its card: {spelled(place.with_name(card.name))}")
+    for path in signatures:
+        print(f"Its signature: {spelled(place.with_name(path.name))}")
     print(
         "Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={spelled(place)} bentoml serve"
     )

@@ -15,12 +15,13 @@ from serving.metrics import METRICS
 from serving.runtime import Model, fetch_model, sidecar
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
+from tailstack.signature import signature_file
 
 logger = logging.getLogger("tailstack")
 _PARTS_FREED_S = 1.0
 """By then a model's session is surely gone, once nothing holds the model."""
 T = TypeVar("T")
-Signature = tuple[tuple[int, int, int] | None, ...]
+Look = tuple[tuple[int, int, int] | None, ...]
 
 
 class LiveModel:
@@ -73,7 +74,7 @@ class LiveModel:
         return True
 
     async def watch(self) -> None:
-        """Reload whenever the file or its sidecar changes, for ever."""
+        """Reload whenever the file, its sidecar or its signature changes, for ever."""
         while True:
             await asyncio.sleep(self._settings.reload_interval)
             # A copy in progress changes from look to look: wait until it holds still.
@@ -112,23 +113,24 @@ class LiveModel:
             settings.runtime,
             settings.setup(),
             settings.class_prior_file,
+            settings.public_key,
         )
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, work)
 
-    def _look(self) -> Signature:
+    def _look(self) -> Look:
         """Return what the file looks like now, fetched anew if it lies in an object store.
 
         Raises:
             UserError: it can't be fetched.
         """
         fetch_model(self._settings.model)
-        return self._signature()
+        return self._stats()
 
-    def _signature(self) -> Signature:
+    def _stats(self) -> Look:
         model = self._settings.model_file
-        return tuple(_stat(path) for path in (model, sidecar(model)))
+        return tuple(_stat(path) for path in (model, sidecar(model), signature_file(model)))
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

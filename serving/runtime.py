@@ -17,6 +17,7 @@ from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.remote import fetch
 from tailstack.session import Device, Tuning
+from tailstack.signature import check_signature, signature_file
 
 Vector = npt.NDArray[np.float32]
 SLOTS_PER_THREAD = 2
@@ -60,6 +61,7 @@ class Model:
         runtime: Runtime = "onnxruntime",
         setup: Setup | None = None,
         class_prior: Path | None = None,
+        public_key: Path | None = None,
     ) -> "Model":
         """Load a file, check it, and run batches of it so that the first requests find it warm.
 
@@ -71,14 +73,13 @@ class Model:
             runtime: what runs the file.
             setup: what `serving.tuning` chose; the default is all threads.
             class_prior: file of the operator's class mix.
+            public_key: file of the key that has to have signed the model; None takes any model.
 
         Raises:
-            UserError: the file is missing, not ours, damaged, not what its sidecar says, or can't be run.
+            UserError: the file is missing, not ours, damaged, not what its sidecar or its signature says, or can't be
+                run.
         """
-        # What is hashed is what is loaded, even if the file is replaced at that moment.
-        content = _read(path)
-        digest = hashlib.sha256(content).hexdigest()
-        _check_sidecar(path, digest)
+        content, digest = _read(path, public_key)
         setup = setup or Setup(threads=threads)
         engine = narrow = open_engine(path, runtime, device, setup.threads, content=content, tuning=setup.tuning)
         slots = 1
@@ -124,27 +125,28 @@ class Model:
             raise UserError(f"model {path} doesn't answer for the classes and learners that its metadata names")
 
 
-def check_model(path: Path, runtime: Runtime = "onnxruntime") -> tuple[Artifact, str]:
+def check_model(path: Path, runtime: Runtime = "onnxruntime", public_key: Path | None = None) -> tuple[Artifact, str]:
     """Look at a file without the work of making it fast, and return its metadata and version.
 
     Raises:
-        UserError: the file is missing, not ours, damaged, or not what its sidecar says.
+        UserError: the file is missing, not ours, damaged, or not what its sidecar or its signature says.
     """
-    content = _read(path)
-    digest = hashlib.sha256(content).hexdigest()
-    _check_sidecar(path, digest)
+    content, digest = _read(path, public_key)
     engine = open_engine(path, runtime, "cpu", content=content, tuning=Tuning(level="none"))
     return _artifact(engine, path), _version(digest)
 
 
 def fetch_model(place: Path) -> Path:
-    """Return where a model file is on this machine, fetched first with its sidecar if it lies in an object store.
+    """Return where a model file is on this machine, fetched first if it lies in an object store.
+
+    What lies beside it comes with it: its sidecar and its signature.
 
     Raises:
         UserError: it can't be fetched.
     """
     file = fetch(place)
-    fetch(sidecar(place), missing_ok=True)
+    for beside in (sidecar(place), signature_file(place)):
+        fetch(beside, missing_ok=True)
     return file
 
 
@@ -164,13 +166,19 @@ def warm_up_sizes(on_cpu: bool, max_batch: int) -> list[int]:
     return list(dict.fromkeys([1, largest, *(1 << power for power in range(largest.bit_length()))]))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, public_key: Path | None) -> tuple[bytes, str]:
+    """Return a file's bytes and their SHA-256: what is checked is what is loaded, even if the file is replaced now."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"model {path} doesn't exist; make one with: python -m export RUN --output {path}") from error
     except OSError as error:
         raise UserError(f"model {path} can't be read: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    _check_sidecar(path, digest)
+    if public_key:
+        check_signature(path, content, public_key)
+    return content, digest
 
 
 def _check_sidecar(path: Path, digest: str) -> None:

@@ -63,7 +63,7 @@ def _check() -> None:
     """
     settings = ServerSettings.from_environment()
     settings.keys(), settings.all_admin_keys()
-    artifact, _ = check_model(fetch_model(settings.model), settings.runtime)
+    artifact, _ = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
     if settings.class_prior_file:
         load_prior(settings.class_prior_file, artifact)
     if settings.device in ("cuda", "tensorrt"):

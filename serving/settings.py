@@ -89,6 +89,8 @@ class ServerSettings(BaseModel):
     """Keys of `POST /model/reload`, which is closed without one."""
     class_prior_file: Path | None = None
     """Class mix for which answers are right where a request names none: JSON, weights by label."""
+    public_key: Path | None = None
+    """PEM file: only a model that was signed with the private part of this key is served."""
     cors_origins: Words = ()
     """Origins whose pages may call the server from a browser, or `*`."""
     otlp_endpoint: str | None = None

@@ -28,7 +28,9 @@ from tailstack.files import read_json, sha256, write_json
 from tailstack.metrics import evaluate, expected_calibration_error
 from tailstack.network import load_ensemble
 from tailstack.run import ENSEMBLE_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.signature import check_signature
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TRAIN_COUNTS
+from tests.keys import key_pair
 
 Array = npt.NDArray[np.float32]
 
@@ -206,8 +208,29 @@ def test_exporting_again_replaces_file_and_sidecar(
     monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
     (tmp_path / "b.onnx").write_text("old")
     (tmp_path / "b.onnx.sha256").write_text("old")
+    (tmp_path / "b.onnx.sig").write_text("old")
     assert export(tiny_run, tmp_path / "b.onnx").name == "b"
     assert (tmp_path / "b.onnx.sha256").read_text() == f"{sha256(tmp_path / 'b.onnx')}  b.onnx\n"
+    assert not (tmp_path / "b.onnx.sig").exists()
+
+
+def test_a_key_signs_the_file(
+    tiny_run: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.load(tiny_model))
+    monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
+    private, public = key_pair(tmp_path)
+    file = tmp_path / "b.onnx"
+    export(tiny_run, file, private_key=private)
+    check_signature(file, file.read_bytes(), public)
+    assert f"Its signature: {file}.sig" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no key of an elliptic curve"):
+        export(tiny_run, tmp_path / "c.onnx", private_key=file)
+    assert not (tmp_path / "c.onnx").exists()
 
 
 def test_an_architecture_that_torch_cannot_export() -> None:

@@ -11,6 +11,8 @@ import httpx
 import onnx
 import pytest
 
+from tailstack.signature import sign, signature_file
+from tests.keys import key_pair
 from tests.serving.conftest import ADMIN_KEY, Running, encoded, new_client, running, wait_for, web
 
 
@@ -174,3 +176,22 @@ def test_a_missing_file_is_no_change(folder: Folder, reloading: Running) -> None
     shown = re.findall(r'tailstack_model_info\{.*version="(.*)"\} 1.0', web.get(f"{reloading.address}/metrics").text)
     assert shown == [before]
     assert "model refused" in reloading.log.read_text()
+
+
+def test_a_new_version_without_its_signature_waits_for_it(tiny_model: Path, tmp_path: Path) -> None:
+    private, public = key_pair(tmp_path)
+    folder = Folder(tmp_path / "models" / "ensemble.onnx", tiny_model)
+    folder.model.parent.mkdir()
+    folder.put(folder.original)
+    sign(folder.model, private)
+    variables = {"TAILSTACK_PUBLIC_KEY": str(public), "TAILSTACK_RELOAD_INTERVAL": "0.2"}
+    with running(folder.model, tmp_path, **variables) as server:
+        first = version(server)
+        content = folder.another(1)
+        folder.put(content)
+        log = tmp_path / "log"
+        wait_for(lambda: "doesn't fit its signature" in log.read_text())
+        assert version(server) == first
+        signature_file(folder.model).unlink()
+        sign(folder.model, private)
+        wait_for(lambda: version(server) == hashlib.sha256(content).hexdigest()[:12])

@@ -6,6 +6,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from tests.keys import key_pair
 from tests.serving.conftest import ROOT, free_port, serve_command, serve_environment
 
 
@@ -52,6 +53,14 @@ def test_a_wrong_sidecar(tiny_model: Path, tmp_path: Path) -> None:
     result = start(TAILSTACK_MODEL=str(path))
     assert result.returncode == 1
     assert "is not the file that model.onnx.sha256 describes" in result.stdout + result.stderr
+
+
+def test_a_model_without_the_signature_that_is_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    _, public = key_pair(tmp_path)
+    result = start(TAILSTACK_MODEL=str(tiny_model), TAILSTACK_PUBLIC_KEY=str(public))
+    assert result.returncode == 1
+    assert "is not signed: ensemble.onnx.sig isn't beside it" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(
