@@ -26,7 +26,6 @@ import albumentations as A
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError, listing
 from tailstack.images import ImageError, Pixels, Size, decode, peek_size
-from tailstack.metrics import Probabilities
 from training.longtail import Indices
 
 T = TypeVar("T")
@@ -136,8 +135,6 @@ class TrainingData:
     val_labels: Indices
     digest: str = ""
     """SHA-256 of what says which images these are."""
-    answers: Probabilities | None = None
-    """A teacher's, to the training images: float32 `[images, classes]`."""
 
 
 @dataclass(frozen=True)
@@ -148,24 +145,15 @@ class BatchKey:
     seed: int
 
 
-class Batches(Dataset[tuple[Tensor, ...]]):
-    """Whole batches by key: uint8 `[batch, height, width, 3]` images, int64 `[batch]` labels, and a teacher's answers.
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Whole batches by key: uint8 `[batch, height, width, 3]` images and int64 `[batch]` labels."""
 
-    The latter, float32 `[batch, classes]`, only where there are any.
-    """
-
-    def __init__(
-        self,
-        pixels: PixelSource,
-        labels: Indices,
-        augment: Augment = "none",
-        answers: Probabilities | None = None,
-    ) -> None:
+    def __init__(self, pixels: PixelSource, labels: Indices, augment: Augment = "none") -> None:
         self._pixels = pixels
-        self._targets = (labels,) if answers is None else (labels, answers)
+        self._labels = labels
         self._augment = augmentation(augment)
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...]:
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
         """Read and augment one batch."""
         images = self._pixels[key.indices]
         if self._augment is not None:
@@ -173,7 +161,7 @@ class Batches(Dataset[tuple[Tensor, ...]]):
             # apply all of them or none.
             self._augment.set_random_state(np.random.default_rng(key.seed), random.Random(key.seed))
             images = np.stack([self._augment(image=image)["image"] for image in images])
-        return torch.from_numpy(images), *(torch.from_numpy(targets[key.indices]) for targets in self._targets)
+        return torch.from_numpy(images), torch.from_numpy(self._labels[key.indices])
 
 
 class ShuffledKeys(Sampler[BatchKey]):
@@ -218,7 +206,7 @@ def ordered_keys(count: int, batch_size: int) -> list[BatchKey]:
 
 def batch_loader(
     batches: Batches, keys: Sequence[BatchKey] | ShuffledKeys, num_workers: int
-) -> DataLoader[tuple[Tensor, ...]]:
+) -> DataLoader[tuple[Tensor, Tensor]]:
     """Load the batches of `keys` in `num_workers` processes (0: in this one)."""
     # batch_size=None: the data set already makes whole batches.
     return DataLoader(
