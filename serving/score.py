@@ -44,6 +44,8 @@ class ScoreSettings:
     """`auto` takes CUDA where it works, else the CPU."""
     runtime: Runtime = "onnxruntime"
     """What runs the file; `openvino` needs the extra of that name."""
+    public_key: Path | None = None
+    """PEM file, on each machine: the model has to be signed with the private part of this key."""
     batch_size: int = 16
     """Images of one inference."""
     part_size: int = 4096
@@ -79,9 +81,15 @@ def score(settings: ScoreSettings) -> Summary:
         raise UserError("--batch_size and --part_size have to be 1 or more")
     source = open_source(settings.source, settings.column)
     wanted = Wanted(
-        settings.model, settings.device, settings.runtime, settings.batch_size, settings.top_k, settings.coverage
+        settings.model,
+        settings.device,
+        settings.runtime,
+        settings.public_key,
+        settings.batch_size,
+        settings.top_k,
+        settings.coverage,
     )
-    artifact, version = check_model(fetch_model(settings.model), settings.runtime)
+    artifact, version = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
     maker = RowMaker(artifact, settings.top_k, settings.coverage)
     output = Output(settings.output)
     output.claim(

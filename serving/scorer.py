@@ -36,6 +36,7 @@ class Wanted:
     model: Path
     device: Device
     runtime: Runtime
+    public_key: Path | None
     batch_size: int
     top_k: int
     coverage: float | None
@@ -56,7 +57,14 @@ class Scorer:
     """
 
     def __init__(self, wanted: Wanted, threads: int) -> None:
-        self._model = Model.load(fetch_model(wanted.model), wanted.device, threads, wanted.batch_size, wanted.runtime)
+        self._model = Model.load(
+            fetch_model(wanted.model),
+            wanted.device,
+            threads,
+            wanted.batch_size,
+            wanted.runtime,
+            public_key=wanted.public_key,
+        )
         self._maker = RowMaker(self._model.artifact, wanted.top_k, wanted.coverage)
         self._batch_size = wanted.batch_size
         self._slots = threading.Semaphore(self._model.slots)

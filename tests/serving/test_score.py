@@ -20,6 +20,8 @@ from serving.score import ScoreSettings, Summary, score
 from serving.score_output import MANIFEST
 from tailstack.errors import UserError
 from tailstack.images import decode
+from tailstack.signature import sign
+from tests.keys import key_pair
 from tests.serving.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +158,17 @@ def test_on_ray_the_rows_are_the_same(rows: pa.Table, pictures: Path, tiny_model
     assert f"{len(rows)} images in " in done.stdout
     assert "2 of them with an error" in done.stdout
     assert read(tmp_path / "out") == rows
+
+
+def test_only_a_signed_model_scores_where_a_key_is_given(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "ensemble.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+    private, public = key_pair(tmp_path)
+    with pytest.raises(UserError, match="is not signed"):
+        run(pictures, tmp_path / "out", model, public_key=public)
+    assert not (tmp_path / "out").exists()
+    sign(model, private)
+    assert run(pictures, tmp_path / "out", model, public_key=public).images == 50
 
 
 def test_rows_of_something_else_are_not_mixed(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
