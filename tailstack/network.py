@@ -39,7 +39,7 @@ class Learner(nn.Module):
             self.register_buffer(f"pixel_{name}", values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map RGB `[batch, height, width, 3]`, uint8 or float of the same range, to float logits `[batch, classes]`."""
+        """Map uint8 `[batch, height, width, 3]` RGB to float logits `[batch, classes]`."""
         # The permuted view of a contiguous NHWC batch already is in channels_last order.
         pixels = images.permute(0, 3, 1, 2).float()
         if pixels.shape[-2:] != (self.resolution, self.resolution):
@@ -78,7 +78,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(weights).view(1, -1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map RGB `[batch, height, width, 3]`, uint8 or float of the same range, to probabilities.
+        """Map uint8 `[batch, height, width, 3]` RGB to probabilities.
 
         Returns:
             float32 `[batch, classes]`, the weighted mean, sharpened or flattened by the temperature, and float32

@@ -33,14 +33,12 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES)(_train)
         shared = ray.put(data)
-        ray.get([remote.remote(_absolute(task), shared, classes, settings, cpus) for task in tasks])
+        absolute = [
+            Task(task.plan, task.folder.resolve(), task.start.resolve() if task.start else None) for task in tasks
+        ]
+        ray.get([remote.remote(task, shared, classes, settings, cpus) for task in absolute])
     finally:
         ray.shutdown()
-
-
-def _absolute(task: Task) -> Task:
-    start, teacher = (path.resolve() if path else None for path in (task.start, task.teacher))
-    return Task(task.plan, task.folder.resolve(), start, teacher)
 
 
 def _train(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, cpus: int) -> None:

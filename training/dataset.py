@@ -26,6 +26,7 @@ import albumentations as A
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError, listing
 from tailstack.images import ImageError, Pixels, Size, decode, peek_size
+from tailstack.metrics import Probabilities
 from training.longtail import Indices
 
 T = TypeVar("T")
@@ -135,6 +136,8 @@ class TrainingData:
     val_labels: Indices
     digest: str = ""
     """SHA-256 of what says which images these are."""
+    answers: Probabilities | None = None
+    """A teacher's, to the training images: float32 `[images, classes]`."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +148,24 @@ class BatchKey:
     seed: int
 
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Whole batches by key: uint8 `[batch, height, width, 3]` images and int64 `[batch]` labels."""
+class Batches(Dataset[tuple[Tensor, ...]]):
+    """Whole batches by key: uint8 `[batch, height, width, 3]` images, int64 `[batch]` labels, and a teacher's answers.
 
-    def __init__(self, pixels: PixelSource, labels: Indices, augment: Augment = "none") -> None:
+    The latter, float32 `[batch, classes]`, only where there are any.
+    """
+
+    def __init__(
+        self,
+        pixels: PixelSource,
+        labels: Indices,
+        augment: Augment = "none",
+        answers: Probabilities | None = None,
+    ) -> None:
         self._pixels = pixels
-        self._labels = labels
+        self._targets = (labels,) if answers is None else (labels, answers)
         self._augment = augmentation(augment)
 
-    def __getitem__(self, key: BatchKey) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, key: BatchKey) -> tuple[Tensor, ...]:
         """Read and augment one batch."""
         images = self._pixels[key.indices]
         if self._augment is not None:
@@ -161,7 +173,7 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             # apply all of them or none.
             self._augment.set_random_state(np.random.default_rng(key.seed), random.Random(key.seed))
             images = np.stack([self._augment(image=image)["image"] for image in images])
-        return torch.from_numpy(images), torch.from_numpy(self._labels[key.indices])
+        return torch.from_numpy(images), *(torch.from_numpy(targets[key.indices]) for targets in self._targets)
 
 
 class ShuffledKeys(Sampler[BatchKey]):
@@ -206,7 +218,7 @@ def ordered_keys(count: int, batch_size: int) -> list[BatchKey]:
 
 def batch_loader(
     batches: Batches, keys: Sequence[BatchKey] | ShuffledKeys, num_workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[tuple[Tensor, ...]]:
     """Load the batches of `keys` in `num_workers` processes (0: in this one)."""
     # batch_size=None: the data set already makes whole batches.
     return DataLoader(

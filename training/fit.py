@@ -29,7 +29,7 @@ from training.settings import FitSettings
 from training.sharing import adopt, note_origin, origin
 from training.task import Task, class_factors, quieten, train_task
 from training.teacher import Teacher
-from training.techniques import LearnerPlan, completed, plan_learners
+from training.techniques import completed, plan_learners
 
 SHARED_SETTINGS = (
     "datastore",
@@ -87,8 +87,12 @@ def fit(
         pixels["val"],
         val.labels,
         digest=sha256(run / SPLIT_FILE),
+        answers=teacher.answers(train, pixels["train"], image_size, run) if teacher else None,
     )
-    todo = [_task(plan, learner_folder(run, plan.name), teacher, settings) for plan in plans]
+    todo = [
+        Task(plan, learner_folder(run, plan.name), teacher.start(plan, settings.resolution) if teacher else None)
+        for plan in plans
+    ]
     todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
     _train(todo, data, store.classes, settings, Audience(console, _pushing(settings, on_epoch)), pace)
     if not first:
@@ -103,12 +107,6 @@ def fit(
         soft_wrap=True,
     )
     return record
-
-
-def _task(plan: LearnerPlan, folder: Path, teacher: Teacher | None, settings: FitSettings) -> Task:
-    if teacher is None:
-        return Task(plan, folder)
-    return Task(plan, folder, teacher.start(plan, settings.resolution), teacher.run)
 
 
 def _pushing(settings: FitSettings, on_epoch: OnEpoch | None) -> OnEpoch:

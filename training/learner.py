@@ -21,13 +21,12 @@ from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  
 from torch import Tensor
 
 from tailstack.files import whole_file, write_text
-from tailstack.network import Ensemble, Learner
+from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
 from training.losses import LongTailLoss, with_teacher
 from training.schedule import Growth
 from training.settings import FitSettings
-from training.teacher import mix
 from training.techniques import LearnerPlan
 
 CHECKPOINT = "last.ckpt"
@@ -50,52 +49,26 @@ class Audience:
 class LearnerTraining(L.LightningModule):
     """AdamW, and one cycle of the learning rate: a rise, then a cosine to zero (Smith & Topin, 2018)."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        loss: LongTailLoss,
-        settings: FitSettings,
-        plan: LearnerPlan,
-        steps: int,
-        teacher: Ensemble | None = None,
-    ) -> None:
+    def __init__(self, learner: Learner, loss: LongTailLoss, settings: FitSettings, plan: LearnerPlan, steps: int):
         super().__init__()
         self.learner = learner
         self.loss = loss
         self.settings = settings
         self.plan = plan
         self.steps = steps
-        self._mixing = torch.Generator()
-        self._teacher = [] if teacher is None else [teacher]  # in a list, it is no part of the module
-
-    def on_fit_start(self) -> None:
-        """Put the teacher where the learner is."""
-        for teacher in self._teacher:
-            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Seed what is drawn (dropout has no generator of its own), so that an epoch is the same after a resume."""
-        seed = self.plan.seed + 7919 * self.current_epoch
-        torch.manual_seed(seed)
-        self._mixing.manual_seed(seed)
+        """Seed what has no generator of its own (dropout), so that an epoch is the same after a resume."""
+        torch.manual_seed(self.plan.seed + 7919 * self.current_epoch)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], _index: int) -> Tensor:
         """Return the loss of one batch of `training.dataset.Batches`."""
-        images, labels = batch
-        loss = self._lesson(images, labels) if self._teacher else self._loss(self.learner(images), labels)
-        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
-        return loss
-
-    def _lesson(self, images: Tensor, labels: Tensor) -> Tensor:
-        mixed, share = mix(images, self._mixing)
-        logits = self.learner(mixed)
-        with torch.no_grad():
-            answers, _ = self._teacher[0](mixed)
-        loss = share * self._loss(logits, labels) + (1 - share) * self._loss(logits, labels.roll(1))
-        return with_teacher(loss, logits, answers)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        images, labels, *answers = batch
+        logits = self.learner(images)
         loss: Tensor = self.loss(logits, labels, self.current_epoch)
+        for answer in answers:
+            loss = with_teacher(loss, logits, answer)
+        self.log("train_loss", loss, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
@@ -235,7 +208,6 @@ def train_learner(
     settings: FitSettings,
     folder: Path,
     audience: Audience,
-    teacher: Ensemble | None = None,
 ) -> None:
     """Train `learner`, from the checkpoint in `folder` if there is one, and write its weights there.
 
@@ -243,11 +215,11 @@ def train_learner(
         KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
     """
     keys = ShuffledKeys(plan.samples, settings.batch_size, plan.seed)
-    batches = Batches(data.train_pixels, data.train_labels, settings.augment)
+    batches = Batches(data.train_pixels, data.train_labels, settings.augment, data.answers)
     loader = batch_loader(batches, keys, _workers(settings, data))
     validation = Batches(data.val_pixels, data.val_labels)
     val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)
-    training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs, teacher)
+    training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs)
     trainer = L.Trainer(
         accelerator="auto",
         devices=settings.devices,

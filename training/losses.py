@@ -17,7 +17,8 @@ LDAM_SCALE = 30.0
 TEACHER_SHARE = 0.9
 TEACHER_TEMPERATURE = 4.0
 """Share of the teacher in the loss, and what flattens its answers: as is usual on CIFAR-100 (Tian et al., "Contrastive
-Representation Distillation", ICLR 2020)."""
+Representation Distillation", ICLR 2020). On its own training images a teacher is sure; only flattened do its answers
+tell which wrong classes are near."""
 _WEIGHTED = ("ins", "isns", "ens")
 
 

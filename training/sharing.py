@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tailstack.files import read_json, sha256, whole_file, write_json
+from tailstack.files import read_json, whole_file, write_json
 from tailstack.images import Size
-from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE
+from tailstack.run import WEIGHTS_FILE
 from training.dataset import TrainingData
 from training.learner import METRICS
 from training.settings import FitSettings
@@ -36,7 +36,7 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
     # Under a budget, time may change the epochs of a learner.
     return {
         **({"budget": settings.budget} if settings.budget else {}),
-        **({"teacher_sha256": sha256(settings.teacher / ENSEMBLE_FILE)} if settings.teacher else {}),
+        **({} if data.answers is None else {"answers_sha256": hashlib.sha256(data.answers.tobytes()).hexdigest()}),
         **{name: getattr(settings, name) for name in _SETTINGS},
         **recipe,
         "architecture": plan.architecture,

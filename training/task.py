@@ -18,7 +18,6 @@ from training.losses import Counts, LongTailLoss, Vector, make_loss
 from training.memory import keep_freed_memory
 from training.pretrained import load_pretrained
 from training.settings import FitSettings
-from training.teacher import Teacher
 from training.techniques import LearnerPlan
 
 
@@ -30,8 +29,6 @@ class Task:
     folder: Path
     start: Path | None = None
     """Weights of the same network to start from, instead of pretrained ones."""
-    teacher: Path | None = None
-    """Run whose ensemble teaches the learner."""
 
 
 def train_task(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience) -> None:
@@ -45,9 +42,7 @@ def train_task(task: Task, data: TrainingData, classes: list[str], settings: Fit
         learner.load_state_dict(load_file(task.start))
     elif settings.pretrained:
         load_pretrained(learner, plan.architecture)
-    teacher = Teacher.load(task.teacher).ensemble() if task.teacher else None
-    loss = learner_loss(plan, data, classes, settings)
-    train_learner(learner, plan, data, loss, settings, task.folder, audience, teacher)
+    train_learner(learner, plan, data, learner_loss(plan, data, classes, settings), settings, task.folder, audience)
 
 
 def quieten() -> None:

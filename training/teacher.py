@@ -1,19 +1,27 @@
 """The teacher of a student: a run's whole ensemble, whose answers one learner learns beside the labels.
 
-Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. On its own training images a teacher is sure, and
-has little to tell but the labels. So it is asked about the very images that the student sees, augmented and mixed with
-each other, as in Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022: between
-images its answers tell which classes are near, and no two epochs ask the same.
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015; the loss is `training.losses.with_teacher`.
+
+The teacher answers each training image once, as it is, before the student trains. On the student's own augmented
+batches its answers would fit a little better, but its learners together take longer for an image than a step of the
+student does: on a CPU that would more than double the time of every epoch.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from tailstack.network import Ensemble, architecture_config, load_ensemble
-from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.datastore import Split
+from tailstack.files import sha256, whole_file
+from tailstack.images import Size
+from tailstack.metrics import Probabilities
+from tailstack.network import architecture_config, load_learner
+from tailstack.progress import track
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from training.blending import Blend
+from training.dataset import PixelSource, load_pixels
+from training.evaluation import predict
 from training.techniques import LearnerPlan
 
 
@@ -33,13 +41,32 @@ class Teacher:
         """
         return cls(run, RunRecord.load(run))
 
-    def ensemble(self) -> Ensemble:
-        """Return the network that answers, calibrated and weighted as the run is.
+    def answers(self, train: Split, pixels: PixelSource, size: Size, cache: Path) -> Probabilities:
+        """Return the ensemble's answers to the training images, float32 `[images, classes]`.
 
-        Raises:
-            UserError: a learner's weights are missing or don't fit.
+        They are calibrated and weighted as the run's are.
+
+        Args:
+            train: the training images.
+            pixels: the same, decoded at `size`.
+            size: height and width, in pixels.
+            cache: folder that keeps the answers, for a student that goes on later.
         """
-        return load_ensemble(self.run, self.record).requires_grad_(requires_grad=False)
+        digest = sha256(self.run / ENSEMBLE_FILE)
+        path = cache / f"answers-{digest[:16]}.npy"
+        if not path.exists():
+            if size != self.record.image_size:
+                pixels = load_pixels({"train": train}, self.record.image_size)["train"]
+            with whole_file(path) as part, part.open("wb") as file:
+                np.save(file, self._answer(pixels, len(train)))
+        answers: Probabilities = np.load(path)
+        return answers
+
+    def _answer(self, pixels: PixelSource, count: int) -> Probabilities:
+        record = self.record
+        learners = track(record.learners, "Answers of the teacher", len(record.learners))
+        votes = [predict(load_learner(self.run, learner, len(record.classes)), pixels, count) for learner in learners]
+        return Blend(tuple(record.weights), record.temperature).apply(np.stack(votes, axis=1))
 
     def start(self, plan: LearnerPlan, resolution: int) -> Path | None:
         """Return the weights that a student starts from: those of the teacher's learner of the same network, if any.
@@ -53,18 +80,3 @@ class Teacher:
             if same and (learner.resolution == resolution or not fixed):
                 return learner_folder(self.run, learner.name) / WEIGHTS_FILE
         return None
-
-
-def mix(images: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Mix each image of a batch with the next one (mixup: Zhang et al., ICLR 2018), by one share that is drawn for all.
-
-    Args:
-        images: uint8 `[batch, height, width, 3]`.
-        generator: draws the share.
-
-    Returns:
-        float32 of the same shape and range, and the share of the image itself, from 0 to 1.
-    """
-    share = float(torch.rand((), generator=generator))
-    pixels = images.float()
-    return torch.lerp(pixels.roll(1, 0), pixels, share), share
