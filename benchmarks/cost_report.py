@@ -1,11 +1,15 @@
 """Cost and worth as a table and a figure."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.report import machine_line, table
 from tailstack.files import whole_file
@@ -38,21 +42,32 @@ def markdown(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> s
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the figure: top-1 over cost, one panel for each number of threads and batch size, as PNG."""
     settings = _settings(rows)
-    figure = Figure(figsize=(4.6 * len(settings), 4.2), layout="constrained")
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    colours = dict(zip(variants, cycle(map(tuple, colormaps["tab10"](range(10)))), strict=False))
+    figure = Figure(figsize=(8.6, 3.4 * -(-len(settings) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-    for axes, (threads, batch) in zip(panels, settings, strict=True):
+    panels = figure.subplots(-(-len(settings) // 2), 2, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (threads, batch) in zip(panels, settings, strict=False):
         for row in rows:
             if (row["threads"], row["batch"]) != (threads, batch):
                 continue
             x, y = row["relative_to_lite0_fp32"], 100 * row["top1"]
-            axes.plot(x, y, _MARKERS[row["runtime"]], color="#0072B2")
-            axes.annotate(_name(row), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes.plot(x, y, _MARKERS[row["runtime"]], color=colours[row["variant"]], markersize=7, alpha=0.8)
         axes.axvline(1, color="#7A7A7A", linewidth=0.8, linestyle=":")
-        axes.set(title=f"batch {batch}, {threads} thread(s)", xlabel="cost, x the cheapest learner in fp32")
-        axes.set_xlim(left=0)
-        axes.margins(x=0.25, y=0.1)
-    panels[0].set_ylabel("top-1 on test, %")
+        axes.set(title=f"batch {batch}, {threads} thread(s)", xscale="log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([1, 2, 4, 8, 16, 32])
+    figure.supxlabel("cost, x the cheapest learner in fp32 (ONNX Runtime)")
+    figure.supylabel("top-1 on test, %")
+    by_colour = [Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()]
+    used = {row["runtime"] for row in rows}
+    by_marker = [
+        Line2D([], [], color="#7A7A7A", marker=marker, linestyle="", label=runtime)
+        for runtime, marker in _MARKERS.items()
+        if runtime in used
+    ]
+    figure.legend(handles=[*by_colour, *by_marker], loc="outside upper center", ncols=4, frameon=False)
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=115)
 
