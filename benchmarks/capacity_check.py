@@ -1,34 +1,67 @@
-"""The queueing model beside the real server: loads that come at random, at shares of what the server manages."""
+"""What the real server does with so many requests under way, and the queueing model made of that beside the server.
+
+The model is checked with loads that come at random, at shares of what the server manages. Processor time is that of the
+server's processes, and what of it is inference that of full batches on one thread, outside the server.
+"""
 
 import os
+import statistics
 import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Load, run_load
+from benchmarks.http_load import Load, LoadReport, run_load
+from benchmarks.latency import time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.picture import make_picture
+from benchmarks.predictors import OnnxModel
 from benchmarks.queueing import Replica
-from benchmarks.served import serve
+from benchmarks.served import Served, serve
 from serving.runtime import check_model
+from serving.settings import ServerSettings
 from tailstack.files import sha256
 from tailstack.progress import track
 from tailstack.session import CPU
 
+INSIDE = (1, 2, 4, 8, 16)
+"""Requests that are kept under way."""
 USES = (0.3, 0.5, 0.7, 0.8, 0.9)
 """Loads, as shares of the largest."""
-_CONCURRENCY = 16
+ROUNDS = 3
+"""Each measures the server anew before it loads it: on a shared machine its speed changes by the minute."""
 _WARM_UP = 64
 
 
+@dataclass(frozen=True)
+class _Round:
+    """What one round saw."""
+
+    closed: dict[int, LoadReport]
+    """By requests under way."""
+    server_ms: dict[int, float]
+    """Processor time of the server for an image, likewise."""
+    inference_ms: float
+    """What an image takes without the server: in full batches, on one thread."""
+    open: dict[float, LoadReport]
+    """By load, as a share of the largest."""
+
+    @property
+    def replica(self) -> Replica:
+        """The queue that the closed loops make."""
+        return Replica.measured({inside: report.rate for inside, report in self.closed.items()})
+
+
 def check_server(model: Path, seconds: float) -> dict[str, Any]:
-    """Measure the delay of one server on the CPU at several loads, beside what the model says.
+    """Measure one server on the CPU: rate and cost by requests under way, and delay by load, beside the model's.
 
     Args:
         model: the file to serve.
-        seconds: length of each load.
+        seconds: length of each load that comes at random; the others take a third of it.
 
     Raises:
         UserError: the file can't be served.
@@ -36,43 +69,70 @@ def check_server(model: Path, seconds: float) -> dict[str, Any]:
     check_model(model)
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder, serve(model, cores) as served:
-        image = str(make_picture(Path(folder)))
-        run_load(Load(served.port, image, requests=_WARM_UP, concurrency=_CONCURRENCY))
-        others = OtherLoad()
-        before = served.cpu_seconds()
-        alone = run_load(Load(served.port, image, seconds=seconds))
-        most = run_load(Load(served.port, image, seconds=seconds, concurrency=_CONCURRENCY))
-        replica = Replica(most.rate, cores, alone.median_ms() / 1e3)
-        rows, known = [], alone.cpu_seconds + most.cpu_seconds
-        total = alone.seconds + most.seconds
-        for number, use in enumerate(track(USES, "Loads", len(USES))):
-            report = run_load(Load(served.port, image, seconds=seconds, rate=use * replica.rate, seed=number))
-            known += report.cpu_seconds
-            total += report.seconds
-            rows.append(_row(replica, use, report.milliseconds(), len(report.failures)))
-        known += served.cpu_seconds() - before
+        image, bare = str(make_picture(Path(folder))), OnnxModel.load(model, threads=1)
+        run_load(Load(served.port, image, requests=_WARM_UP, concurrency=max(INSIDE)))
+        others, start, busy = OtherLoad(), time.perf_counter(), served.cpu_seconds()
+        rounds = [_measure(served, bare, image, seconds, number) for number in track(range(ROUNDS), "Rounds", ROUNDS)]
+        loads = [report for done in rounds for report in (*done.closed.values(), *done.open.values())]
+        known = served.cpu_seconds() - busy + sum(report.cpu_seconds for report in loads)
+        elsewhere = others.cores() - known / (time.perf_counter() - start)
     return {
-        "rate": replica.rate,
-        "latency_ms": 1e3 * replica.latency,
-        "loads": rows,
+        "inside": [_inside(rounds, inside, cores) for inside in INSIDE],
+        "inference_ms": statistics.median(done.inference_ms for done in rounds),
+        "loads": [_beside_the_model(rounds, use) for use in USES],
         "model": {"file": str(model), "sha256": sha256(model)},
-        "machine": {
-            **describe_machine(CPU, cores),
-            "cores_of_others": round(max(0.0, others.cores() - known / total), 2),
-        },
+        "machine": {**describe_machine(CPU, cores), "cores_of_others": round(max(0.0, elsewhere), 2)},
     }
 
 
-def _row(
-    replica: Replica, use: float, taken: "np.ndarray[Any, np.dtype[np.float64]]", failures: int
-) -> dict[str, float]:
-    load = use * replica.rate
+def _measure(served: Served, bare: OnnxModel, image: str, seconds: float, number: int) -> _Round:
+    closed, server_ms = {}, {}
+    for inside in INSIDE:
+        busy = served.cpu_seconds()
+        closed[inside] = run_load(Load(served.port, image, seconds=seconds / 3, concurrency=inside))
+        server_ms[inside] = 1e3 * (served.cpu_seconds() - busy) / len(closed[inside].answers)
+    done = _Round(closed, server_ms, _inference_ms(bare, seconds / 3), {})
+    for use in USES:
+        rate = use * done.replica.rate
+        done.open[use] = run_load(Load(served.port, image, seconds=seconds, rate=rate, seed=number))
+    return done
+
+
+def _inside(rounds: Sequence[_Round], inside: int, cores: int) -> dict[str, float]:
     return {
-        "use": use,
-        "images": len(taken),
-        "failures": failures,
-        "mean_ms": float(taken.mean()),
-        "mean_ms_model": 1e3 * (replica.latency + replica.wait(load)),
-        "p99_ms": float(np.percentile(taken, 99)),
-        "p99_ms_model": 1e3 * replica.quantile(load, 0.99),
+        "images": inside,
+        "rate": statistics.median(done.closed[inside].rate for done in rounds),
+        "rate_without_load": statistics.median(done.closed[inside].rate_without_load(cores) for done in rounds),
+        "server_ms": statistics.median(done.server_ms[inside] for done in rounds),
     }
+
+
+def _inference_ms(model: OnnxModel, seconds: float) -> float:
+    batch = np.zeros((ServerSettings().max_batch, *model.artifact.image_size, 3), dtype=np.uint8)
+    [timings] = time_in_turns({"": model.predict}, batch, rounds=1, seconds=seconds)
+    return 1e3 / timings[""].images_per_second()
+
+
+def _beside_the_model(rounds: Sequence[_Round], use: float) -> dict[str, float]:
+    """Return medians over the rounds; `mean_ratio` and `p99_ratio` are those of each round's own ratio."""
+    taken = [done.open[use].milliseconds() for done in rounds]
+    figures = {
+        "mean": (
+            [float(delays.mean()) for delays in taken],
+            [1e3 * done.replica.mean(use * done.replica.rate) for done in rounds],
+        ),
+        "p99": (
+            [float(np.percentile(delays, 99)) for delays in taken],
+            [1e3 * done.replica.quantile(use * done.replica.rate, 0.99) for done in rounds],
+        ),
+    }
+    row: dict[str, float] = {
+        "use": use,
+        "images": sum(map(len, taken)),
+        "failures": sum(len(done.open[use].failures) for done in rounds),
+    }
+    for name, (found, modelled) in figures.items():
+        row[f"{name}_ms"] = statistics.median(found)
+        row[f"{name}_ms_model"] = statistics.median(modelled)
+        row[f"{name}_ratio"] = statistics.median(one / other for one, other in zip(found, modelled, strict=True))
+    return row

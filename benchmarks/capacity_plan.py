@@ -2,17 +2,19 @@
 
     python benchmarks/capacity.py [--check true]
 
-What an image costs the server comes from the report of `benchmarks/serving.py`, what of it is inference from that of
-`benchmarks/eval.py`, both of one file. What a GPU does, and prices, are assumptions, and named so. The queue is that
-of `benchmarks.queueing`; `--check` puts it beside the real server under loads that come at random.
+How fast the server is with so many images inside, and what an image costs it, is measured by `--check true`, which also
+puts the queue that `benchmarks.queueing` makes of it beside the real server under loads that come at random. What a GPU
+does, and prices, are assumptions, and named so.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
 from rich.console import Console
 from rich.markdown import Markdown
@@ -24,7 +26,7 @@ from serving.settings import ServerSettings
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json, write_text
 
-QUEUE_SHARE = 0.25
+QUEUE_SHARE = 0.1
 """At which deploy/kubernetes adds pods: images in the server, as a share of `TAILSTACK_MAX_QUEUE`."""
 SHARE = 0.99
 """Of the images that are to be answered in time."""
@@ -32,16 +34,17 @@ NEVER_ALONE = 2
 """Replicas at least, so that one may go."""
 _HOURS = 730
 """Of a month."""
+Ratios = list[tuple[float, float]]
+"""By load, as a share of the largest."""
+AS_MODELLED: Ratios = [(0.0, 1.0)]
+_STEPS = 990
+"""Thousandths of a replica's rate: nobody plans closer to it."""
 
 
 @dataclass
 class CapacitySettings:
     """Plan replicas for CPU and GPU, and write docs/capacity.md."""
 
-    serving: Path = Path("results/serving/serving.json")
-    """Report of `benchmarks/serving.py`: the server's speed, delay and processor time."""
-    inference: Path = Path("results/cifar50-0.1-stacking-wl/eval.json")
-    """Report of `benchmarks/eval.py` on the same file: what inference alone takes."""
     rates: list[float] = field(default_factory=lambda: [10.0, 1_000.0, 100_000.0])
     """Images a second to plan for."""
     p99_ms: float = 100.0
@@ -55,28 +58,33 @@ class CapacitySettings:
     gpu_cores: int = 4
     """Cores beside each GPU, which receive and decode; the limit in deploy/kubernetes/gpu.yaml."""
     check: bool = False
-    """Measure the server of this machine beside the model; without it an earlier check is kept."""
+    """Measure this machine's server, and check the model beside it; without it, what was measured before is kept."""
     model: Path = Path("models/ensemble.onnx")
     """The file that the check serves."""
-    seconds: float = 20.0
-    """Length of each load of the check."""
+    seconds: float = 10.0
+    """Length of each load of the check that comes at random."""
     output: Path = Path("benchmarks/results")
     """Folder for capacity.json."""
     page: Path = Path("docs/capacity.md")
     """The page; its figure lies beside it, with the ending `.png`."""
 
 
-def plan(settings: CapacitySettings) -> dict[str, Any]:
+def plan(settings: CapacitySettings, check: Mapping[str, Any]) -> dict[str, Any]:
     """Return the plan.
 
+    Args:
+        settings: of the plan.
+        check: what `check_server` measured.
+
     Raises:
-        UserError: a report isn't there, the reports are of different files, or no load can be answered in time.
+        UserError: no load can be answered in time.
     """
-    cost = _cost(settings)
+    cost = _cost(check)
     cores = int(cost["cores"])
+    server = Replica.measured({row["images"]: row["rate_without_load"] for row in check["inside"]})
     kinds = {
-        "cpu": (Replica(cost["rate"], cores, cost["latency_ms"] / 1e3), cores * settings.core_price),
-        "gpu": (_gpu(settings, cost), settings.gpu_cores * settings.core_price + settings.gpu_price),
+        "cpu": (server, cores * settings.core_price, measured_beside_model(check)),
+        "gpu": (_gpu(settings, cost), settings.gpu_cores * settings.core_price + settings.gpu_price, AS_MODELLED),
     }
     return {
         "cost": cost,
@@ -85,38 +93,49 @@ def plan(settings: CapacitySettings) -> dict[str, Any]:
         "queue_share": QUEUE_SHARE,
         "max_queue": ServerSettings().max_queue,
         "replicas": {
-            name: _planned(replica, price, settings.rates, settings.p99_ms / 1e3)
-            for name, (replica, price) in kinds.items()
+            name: _planned(replica, price, beside, settings.rates, settings.p99_ms / 1e3)
+            for name, (replica, price, beside) in kinds.items()
         },
     }
 
 
+def measured_beside_model(check: Mapping[str, Any]) -> Ratios:
+    """Return how many times the model's the real server's 99% delays were; where they were shorter, 1."""
+    return [(0.0, 1.0), *((row["use"], max(1.0, row["p99_ratio"])) for row in check["loads"])]
+
+
+def delay(replica: Replica, load: float, beside: Ratios) -> float:
+    """Return the seconds within which 99% of the images are answered at `load` images a second.
+
+    Args:
+        replica: the server.
+        load: images a second.
+        beside: what the model's delays are multiplied by; between two loads on the line between theirs.
+    """
+    uses, ratios = zip(*beside, strict=True)
+    return replica.quantile(load, SHARE) * float(np.interp(load / replica.rate, uses, ratios))
+
+
 def largest_load(replica: Replica, fits: Callable[[float], bool]) -> float:
-    """Return the largest load in images a second that `fits`, to a thousandth; 0 if none does.
+    """Return the largest load in images a second that `fits`, to a thousandth of the rate; 0 if none does.
 
     Args:
         replica: the server.
         fits: whether a load does; if one does, smaller ones do.
     """
-    steps = range(1, 1000)
-    first_wrong = next((step for step in steps if not fits(step / 1000 * replica.rate)), 1000)
-    return (first_wrong - 1) / 1000 * replica.rate
+    steps = range(1, _STEPS)
+    first_wrong = bisect_left(steps, True, key=lambda step: not fits(step / 1000 * replica.rate))
+    return first_wrong / 1000 * replica.rate
 
 
-def _cost(settings: CapacitySettings) -> dict[str, float]:
-    served, alone = read_json(settings.serving), read_json(settings.inference)
-    if served["model"]["sha256"] != alone["model"]["sha256"]:
-        raise UserError(f"{settings.serving} and {settings.inference} are of different files")
-    cores = int(served["machine"]["cores"])
-    inference = 1e3 * alone["machine"]["threads"] / max(alone["throughput"].values())
+def _cost(check: Mapping[str, Any]) -> dict[str, float]:
+    server, inference = check["inside"][-1]["server_ms"], check["inference_ms"]
     return {
-        "cores": cores,
-        "rate": served["throughput"]["http_without_load"],
-        "latency_ms": served["latency_ms"]["http"],
-        "server_ms": served["server_cpu_ms"],
+        "cores": int(check["machine"]["threads"]),
+        "server_ms": server,
         "inference_ms": inference,
         # Receiving, decoding and answering, which a GPU doesn't take off the cores.
-        "front_ms": served["server_cpu_ms"] - inference,
+        "front_ms": server - inference,
     }
 
 
@@ -125,12 +144,12 @@ def _gpu(settings: CapacitySettings, cost: dict[str, float]) -> Replica:
     by_cores = 1e3 * settings.gpu_cores / cost["front_ms"]
     rate = min(settings.gpu_rate, by_cores)
     batch = ServerSettings().max_batch / settings.gpu_rate
-    servers = 1 if settings.gpu_rate < by_cores else settings.gpu_cores
-    return Replica(rate, servers, cost["front_ms"] / 1e3 + batch)
+    latency = cost["front_ms"] / 1e3 + batch
+    return Replica(tuple(min(inside / latency, rate) for inside in range(1, math.ceil(rate * latency) + 1)))
 
 
-def _planned(replica: Replica, price: float, rates: list[float], target: float) -> dict[str, Any]:
-    most = largest_load(replica, lambda load: replica.quantile(load, SHARE) <= target)
+def _planned(replica: Replica, price: float, beside: Ratios, rates: list[float], target: float) -> dict[str, Any]:
+    most = largest_load(replica, lambda load: delay(replica, load, beside) <= target)
     if not most:
         raise UserError(
             f"--p99_ms {1e3 * target:g} is less than one image takes alone ({1e3 * replica.latency:.1f} ms)"
@@ -138,20 +157,21 @@ def _planned(replica: Replica, price: float, rates: list[float], target: float) 
     queue = ServerSettings().max_queue
     scaled = largest_load(replica, lambda load: replica.images_inside(load) <= QUEUE_SHARE * queue)
     return {
-        **asdict(replica),
+        "rates": list(replica.rates),
         "price": price,
-        "in_time": _point(replica, most, queue),
-        "autoscaler": _point(replica, scaled, queue),
+        "beside_model": beside,
+        "in_time": _point(replica, most, beside, queue),
+        "autoscaler": _point(replica, scaled, beside, queue),
         "loads": [_load(rate, most, scaled, price) for rate in rates],
     }
 
 
-def _point(replica: Replica, load: float, queue: int) -> dict[str, float]:
+def _point(replica: Replica, load: float, beside: Ratios, queue: int) -> dict[str, float]:
     """Return what a replica is like at one load."""
     return {
         "load": load,
         "use": load / replica.rate,
-        "p99_ms": 1e3 * replica.quantile(load, SHARE),
+        "p99_ms": 1e3 * delay(replica, load, beside),
         "images_inside": replica.images_inside(load),
         "queue_share": replica.images_inside(load) / queue,
     }
@@ -179,17 +199,14 @@ def main() -> None:
     values = parser.parse_args().as_dict()
     values.pop("config")
     settings = CapacitySettings(**values)
-    report = plan(settings)
     path = settings.output / "capacity.json"
-    if settings.check:
-        report["check"] = check_server(settings.model, settings.seconds)
-    elif path.exists():
-        report["check"] = read_json(path)["check"]
-    else:
-        report["check"] = None
+    if not settings.check and not path.exists():
+        raise UserError(f"{path} isn't there yet: measure the server with --check true")
+    check = check_server(settings.model, settings.seconds) if settings.check else read_json(path)["check"]
+    report = {**plan(settings, check), "check": check}
     figure = settings.page.with_suffix(".png")
     write_json(path, report)
     draw(report, figure)
-    text = markdown(report, settings.serving, settings.inference, figure.name)
+    text = markdown(report, figure.name)
     write_text(settings.page, text)
     Console().print(Markdown(text))

@@ -14,15 +14,15 @@ from tailstack.figures import BLUE, GREY, ORANGE, VERMILION, drawing
 _NAMES = {"cpu": "CPU", "gpu": "GPU"}
 
 
-def markdown(report: Mapping[str, Any], serving: Path, inference: Path, figure: str) -> str:
+def markdown(report: Mapping[str, Any], figure: str) -> str:
     """Return the page."""
     sections = [
         "# Capacity",
         "How many replicas a load takes, and what they cost. `python benchmarks/capacity.py` writes this page; it has "
         "a flag for each number that is yours: rates, prices, the delay to keep.",
-        _measured(report, serving, inference),
+        _measured(report),
         _assumed(report),
-        _model(),
+        _model(report["check"]),
         f"![Delay of one replica by its load]({figure})",
         _replicas(report),
         _autoscaling(report),
@@ -32,22 +32,22 @@ def markdown(report: Mapping[str, Any], serving: Path, inference: Path, figure: 
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Write the figure as PNG: a replica's delay by its load, and, where it was checked, the real server's."""
-    replica = _replica(report["replicas"]["cpu"])
-    uses = np.linspace(0.02, 0.985, 150)
+    """Write the figure as PNG: a replica's delay by its load, and, beside it, the real server's."""
+    uses = np.linspace(0.02, 0.98, 80)
     with drawing(path, 3.6, 2, share_y=False) as (planned, checked):
         for kind, colour in (("cpu", BLUE), ("gpu", ORANGE)):
             one = _replica(report["replicas"][kind])
-            delays = [1e3 * one.quantile(use * one.rate, 0.99) for use in uses]
+            known, ratios = zip(*report["replicas"][kind]["beside_model"], strict=True)
+            slower = np.interp(uses, known, ratios)
+            delays = [1e3 * one.quantile(use * one.rate, 0.99) for use in uses] * slower
             planned.plot(100 * uses, delays, color=colour, label=f"{_NAMES[kind]} replica, 99%")
             use = report["replicas"][kind]["in_time"]["use"]
             planned.plot([100 * use], [report["replicas"][kind]["in_time"]["p99_ms"]], "o", color=colour)
         planned.axhline(report["p99_ms"], color=GREY, linewidth=0.8, linestyle=":", label="delay to keep")
         planned.set(title="Planned", xlabel="load, % of the largest", ylabel="ms", yscale="log")
         check = report["check"]
-        if check:
-            replica = Replica(check["rate"], check["machine"]["threads"], check["latency_ms"] / 1e3)
-            _draw_check(checked, check)
+        replica = Replica.measured({row["images"]: row["rate"] for row in check["inside"]})
+        _draw_check(checked, check)
         for share, style in ((None, "-"), (0.99, "--")):
             values = [_delay(replica, use * replica.rate, share) for use in uses]
             checked.plot(100 * uses, values, style, color=BLUE, label="mean, model" if share is None else "99%, model")
@@ -65,26 +65,35 @@ def _draw_check(axes: Any, check: Mapping[str, Any]) -> None:
 
 def _delay(replica: Replica, load: float, share: float | None) -> float:
     """Return milliseconds: the mean, or those within which a share is answered."""
-    seconds = replica.latency + replica.wait(load) if share is None else replica.quantile(load, share)
+    seconds = replica.mean(load) if share is None else replica.quantile(load, share)
     return 1e3 * seconds
 
 
 def _replica(planned: Mapping[str, Any]) -> Replica:
-    return Replica(planned["rate"], planned["servers"], planned["latency"])
+    return Replica(tuple(planned["rates"]))
 
 
-def _measured(report: Mapping[str, Any], serving: Path, inference: Path) -> str:
-    cost = report["cost"]
+def _measured(report: Mapping[str, Any]) -> str:
+    cost, inside = report["cost"], report["check"]["inside"]
     rows = [
-        [f"images/s of one server on {cost['cores']:.0f} cores", f"{cost['rate']:.1f}"],
-        ["ms that a lone image takes", f"{cost['latency_ms']:.2f}"],
-        ["ms of processor time an image", f"{cost['server_ms']:.2f}"],
+        [
+            f"images/s of one server on {cost['cores']:.0f} cores, {row['images']} under way",
+            f"{row['rate_without_load']:.1f}",
+        ]
+        for row in inside
+    ]
+    rows += [
+        [
+            f"ms of processor time an image, {inside[-1]['images']} under way",
+            f"{cost['server_ms']:.2f}",
+        ],
         ["of which inference", f"{cost['inference_ms']:.2f}"],
         ["of which receiving, decoding, answering", f"{cost['front_ms']:.2f}"],
     ]
     return (
         f"{table(('', 'figure'), rows, 'What was measured')}\n\n"
-        f"From [{serving}](../{serving}) and [{inference}](../{inference}), on the CPU."
+        "By `--check true`, on the CPU. Rates are those on cores of the server's own: the load's processor time is "
+        "taken out. Inference is that of full batches on one thread."
     )
 
 
@@ -103,15 +112,21 @@ def _assumed(report: Mapping[str, Any]) -> str:
     )
 
 
-def _model() -> str:
+def _model(check: Mapping[str, Any]) -> str:
+    most = max(row["images"] for row in check["inside"])
+    means, tails = ([row[name] for row in check["loads"]] for name in ("mean_ratio", "p99_ratio"))
     return (
         "## The queue\n\n"
-        "A replica is the queue M/D/c: images come at random, each keeps one of c cores for the same time, and others "
-        "wait in order. A Kubernetes Service gives each replica a random share, so each has a queue of its own: twice "
-        "the load takes twice the replicas. The mean wait is Cosmetatos' (1975), the delay of 99% takes the tail to be "
-        "exponential (Tijms, 2003); [benchmarks/queueing.py](../benchmarks/queueing.py) has both, and a test puts them "
-        "beside a simulation. In a batch an image costs a CPU what it costs alone, so batches need no model of their "
-        "own; on a GPU an image waits for one full batch besides. Bursts that are worse than random need more."
+        "Images come at random. A Kubernetes Service gives each replica a random share of them, so each has a queue of "
+        "its own: twice the load takes twice the replicas. A CPU replica with n images inside answers as many a second "
+        f"as it was measured to do with n requests always under way, above {most} as with {most}: batches, threads "
+        "and cores that share a core need no model of their own. Times between answers are taken to be exponential. "
+        "[benchmarks/queueing.py](../benchmarks/queueing.py) computes mean and quantiles, and a test puts them beside "
+        f"a simulation. Of the real server, on this machine, means were {min(means):.2f} to {max(means):.2f} times the "
+        f"model's, and 99% delays {min(tails):.2f} to {max(tails):.2f} times (last table). The plan takes "
+        "99% delays of a CPU replica to be as many times the model's, where that is more than once. A GPU replica "
+        "speeds up with its images until the slower of GPU and cores is busy. Bursts that are worse than random need "
+        "more."
     )
 
 
@@ -127,10 +142,10 @@ def _replicas(report: Mapping[str, Any]) -> str:
         for load in planned["loads"]
     ]
     ends = ", ".join(
-        f"a {_NAMES[kind]} replica at {planned['in_time']['load']:.0f} of its {planned['rate']:.0f} images/s"
+        f"a {_NAMES[kind]} replica at {planned['in_time']['load']:.0f} of its {planned['rates'][-1]:.0f} images/s"
         for kind, planned in report["replicas"].items()
     )
-    bound = report["replicas"]["gpu"]["rate"] < report["assumptions"]["gpu_rate"]
+    bound = report["replicas"]["gpu"]["rates"][-1] < report["assumptions"]["gpu_rate"]
     text = (
         f"{table(('', 'replicas', '$ a month', '$ a million images'), rows, 'Replicas')}\n\n"
         f"99% of the images are answered within {report['p99_ms']:g} ms: {ends}. "
@@ -162,29 +177,30 @@ def _autoscaling(report: Mapping[str, Any]) -> str:
         f"{table(header, rows, 'The autoscaler')}\n\n"
         f"[The manifests](../deploy/kubernetes/cpu.yaml) add pods when a pod's queue holds more than "
         f"{report['queue_share']:.0%} of its {report['max_queue']} images, averaged over a minute. By then it is "
-        "nearly at its largest load: that is cheap, and keeps clear of refusals, but not of waiting. Who promises "
+        "near its largest load: that is cheap, and keeps clear of refusals, but not of waiting. Who promises "
         f"{report['p99_ms']:g} ms sets `averageValue` as in the last column, or `minReplicas` as in the table above. "
         f"`maxReplicas` is 10 there; the largest load above would take {most:,}."
     )
 
 
-def _check(check: Mapping[str, Any] | None) -> str:
-    if check is None:
-        return "## Beside the real server\n\nNot measured yet: `python benchmarks/capacity.py --check true`."
+def _check(check: Mapping[str, Any]) -> str:
     rows = [
         [
             f"{row['use']:.0%}",
             str(row["images"]),
             f"{row['mean_ms']:.1f}",
             f"{row['mean_ms_model']:.1f}",
+            f"{row['mean_ratio']:.2f}",
             f"{row['p99_ms']:.1f}",
             f"{row['p99_ms_model']:.1f}",
+            f"{row['p99_ratio']:.2f}",
         ]
         for row in check["loads"]
     ]
-    header = ("load", "images", "mean ms", "by the model", "99% ms", "by the model")
+    header = ("load", "images", "mean ms", "by the model", "ratio", "99% ms", "by the model", "ratio")
     return (
         f"{table(header, rows, 'Beside the real server')}\n\n"
-        f"`bentoml serve` on this machine, at most {check['rate']:.1f} images/s; loads come at random. "
+        f"`bentoml serve` on this machine, at most {check['inside'][-1]['rate']:.1f} images/s beside the load's "
+        "own work; loads come at random. Medians over rounds, in each of which the server is measured anew. "
         f"{machine_line(check)}"
     )

@@ -1,6 +1,7 @@
 """The capacity plan: its queueing model beside a simulation, and its thresholds beside the manifests."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,38 +12,70 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.capacity_plan import QUEUE_SHARE, CapacitySettings, plan
+from benchmarks.capacity_plan import (
+    QUEUE_SHARE,
+    CapacitySettings,
+    delay,
+    largest_load,
+    measured_beside_model,
+    plan,
+)
 from benchmarks.http_load import Load, due_times
 from benchmarks.queueing import Replica, simulate
 from serving.settings import ServerSettings
+from tailstack.files import read_json
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
 
-@pytest.mark.parametrize("servers", [1, 2, 4, 16])
+@pytest.mark.parametrize(
+    "rates", [(100.0,), (100.0, 200.0), (103.0, 140.0, 150.0, 180.0, 180.0, 205.0), (50.0,) * 8 + (90.0,)]
+)
 @pytest.mark.parametrize("use", [0.3, 0.5, 0.7, 0.9])
-def test_the_model_agrees_with_a_simulation(servers: int, use: float) -> None:
-    replica = Replica(rate=100.0 * servers, servers=servers, latency=0.01)
+def test_the_model_agrees_with_a_simulation(rates: tuple[float, ...], use: float) -> None:
+    replica = Replica(rates)
     load = use * replica.rate
-    waits = simulate(replica, load, 2_000_000, seed=0)
-    assert replica.wait(load) == pytest.approx(waits.mean(), rel=0.03, abs=0.001 * replica.service)
-    delay = replica.latency + np.percentile(waits, 99)
-    # The tail of a wait for one core is shorter than an exponential one: a plan errs on the safe side.
-    assert 0.98 * delay < replica.quantile(load, 0.99) < 1.2 * delay
+    taken = simulate(replica, load, 500_000, seed=0)
+    assert replica.mean(load) == pytest.approx(taken.mean(), rel=0.05)
+    for share in (0.5, 0.99):
+        assert replica.quantile(load, share) == pytest.approx(np.quantile(taken, share), rel=0.06)
 
 
-def test_a_simulation_of_one_server_has_the_exact_mean() -> None:
-    # Pollaczek and Khinchine's: use * service / (2 * (1 - use)).
-    waits = simulate(Replica(10.0, 1, 0.1), 8.0, 2_000_000, seed=1)
-    assert waits.mean() == pytest.approx(0.8 * 0.1 / (2 * 0.2), rel=0.02)
-    assert waits.min() == pytest.approx(0, abs=1e-9)
+def test_one_core_is_erlangs_queue() -> None:
+    # M/M/1: delays are exponential, with the mean 1 / (rate - load).
+    replica = Replica((100.0,))
+    assert replica.mean(80.0) == pytest.approx(0.05, rel=1e-4)
+    assert replica.quantile(80.0, 0.99) == pytest.approx(0.05 * math.log(100), rel=1e-4)
 
 
-def test_there_is_no_wait_to_tell_at_a_load_that_never_ends() -> None:
+def test_two_cores_are_erlangs_queue() -> None:
+    # M/M/2 at a use of 0.5: a third waits, and an image takes 1 / (1 - 0.25) of its service of 0.01 s.
+    assert Replica((100.0, 200.0)).mean(100.0) == pytest.approx(0.01 / 0.75, rel=1e-4)
+
+
+def test_between_two_measurements_lies_a_line_that_never_falls() -> None:
+    assert Replica.measured({4: 180.0, 1: 100.0, 2: 140.0}).rates == (100.0, 140.0, 160.0, 180.0)
+    assert Replica.measured({1: 100.0, 2: 90.0, 4: 120.0}).rates == (100.0, 100.0, 105.0, 120.0)
+
+
+def test_there_is_no_delay_to_tell_at_a_load_that_never_ends() -> None:
     for load in (0.0, 100.0, 120.0):
         with pytest.raises(ValueError, match="at most 100"):
-            Replica(100.0, 2, 0.01).wait(load)
+            Replica((50.0, 100.0)).mean(load)
+
+
+@pytest.mark.parametrize(("most", "found"), [(0.0, 0.0), (42.0, 42.0), (98.9, 98.9), (100.0, 98.9)])
+def test_the_largest_load_that_fits(most: float, found: float) -> None:
+    assert largest_load(Replica((100.0,)), lambda load: load <= most + 1e-9) == pytest.approx(found)
+
+
+def test_the_plan_keeps_to_what_was_measured_where_that_is_slower_than_the_model() -> None:
+    beside = measured_beside_model({"loads": [{"use": 0.3, "p99_ratio": 0.7}, {"use": 0.5, "p99_ratio": 3.0}]})
+    assert beside == [(0.0, 1.0), (0.3, 1.0), (0.5, 3.0)]
+    replica = Replica((100.0,))
+    for use, times in ((0.2, 1.0), (0.4, 2.0), (0.5, 3.0), (0.9, 3.0)):
+        assert delay(replica, 100 * use, beside) == pytest.approx(times * replica.quantile(100 * use, 0.99))
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -52,8 +85,7 @@ def manifests(name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def planned() -> dict[str, Any]:
     settings = CapacitySettings()
-    settings.serving, settings.inference = ROOT / settings.serving, ROOT / settings.inference
-    return plan(settings)
+    return plan(settings, read_json(ROOT / settings.output / "capacity.json")["check"])
 
 
 def test_the_thresholds_are_those_of_the_manifests(planned: dict[str, Any]) -> None:
@@ -65,7 +97,7 @@ def test_the_thresholds_are_those_of_the_manifests(planned: dict[str, Any]) -> N
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
         assert not [variable for variable in container["env"] if variable["name"] == "TAILSTACK_MAX_QUEUE"]
         limits = container["resources"]["limits"]
-        cores = {"cpu": planned["replicas"]["cpu"]["servers"], "gpu": planned["assumptions"]["gpu_cores"]}
+        cores = {"cpu": planned["cost"]["cores"], "gpu": planned["assumptions"]["gpu_cores"]}
         assert int(limits["cpu"]) == cores[name]
     assert planned["max_queue"] == ServerSettings().max_queue
 
@@ -97,10 +129,11 @@ def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check = json.loads((tmp_path / "capacity.json").read_text())["check"]
-    assert check["rate"] > 0
+    assert all(row["rate_without_load"] >= row["rate"] > 0 for row in check["inside"])
+    assert all(row["server_ms"] > check["inference_ms"] > 0 for row in check["inside"])
     assert all(row["images"] > 0 and row["failures"] == 0 for row in check["loads"])
     page = (tmp_path / "capacity.md").read_text()
-    assert f"{check['rate']:.1f} images/s" in page
+    assert f"{check['inside'][-1]['rate']:.1f} images/s" in page
     assert (tmp_path / "capacity.png").stat().st_size > 1000
 
 
