@@ -119,7 +119,7 @@ def test_replicas_follow_the_load(planned: dict[str, Any]) -> None:
         for load in (some, many):
             assert load["replicas"] * replicas["in_time"]["load"] >= load["rate"]
             assert load["replicas"] == 2 or (load["replicas"] - 1) * replicas["in_time"]["load"] < load["rate"]
-            assert load["autoscaler"] <= load["replicas"]
+            assert load["autoscaler"] * replicas["autoscaler"]["load"] >= load["rate"]
 
 
 def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path, tmp_path: Path) -> None:
