@@ -92,7 +92,7 @@ class Batcher:
 
         Args:
             model: what runs it.
-            prepare: returns the image, uint8 `[height, width, 3]` of the model's size, and what goes with the result.
+            prepare: returns what goes with the result, and the image, uint8 `[height, width, 3]` of the model's size.
         """
         self._free -= 1
         self._running += 1
