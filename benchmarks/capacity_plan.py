@@ -32,6 +32,8 @@ SHARE = 0.99
 """Of the images that are to be answered in time."""
 NEVER_ALONE = 2
 """Replicas at least, so that one may go."""
+_MEASURED = {"inside", "inference_ms", "machine", "loads"}
+"""What a plan needs of `check_server`."""
 _HOURS = 730
 """Of a month."""
 Ratios = list[tuple[float, float]]
@@ -97,6 +99,20 @@ def plan(settings: CapacitySettings, check: Mapping[str, Any]) -> dict[str, Any]
             for name, (replica, price, beside) in kinds.items()
         },
     }
+
+
+def measured_before(path: Path) -> dict[str, Any]:
+    """Return what `check_server` measured, from the capacity.json that it was written to.
+
+    Raises:
+        UserError: there is no such file, or it is of another version's form.
+    """
+    if not path.exists():
+        raise UserError(f"{path} isn't there yet: measure the server with --check true")
+    check = read_json(path).get("check")
+    if not isinstance(check, dict) or not check.keys() >= _MEASURED:
+        raise UserError(f"{path} is not of this version's form: measure the server anew with --check true")
+    return check
 
 
 def measured_beside_model(check: Mapping[str, Any]) -> Ratios:
@@ -200,9 +216,7 @@ def main() -> None:
     values.pop("config")
     settings = CapacitySettings(**values)
     path = settings.output / "capacity.json"
-    if not settings.check and not path.exists():
-        raise UserError(f"{path} isn't there yet: measure the server with --check true")
-    check = check_server(settings.model, settings.seconds) if settings.check else read_json(path)["check"]
+    check = check_server(settings.model, settings.seconds) if settings.check else measured_before(path)
     report = {**plan(settings, check), "check": check}
     figure = settings.page.with_suffix(".png")
     write_json(path, report)

@@ -17,13 +17,15 @@ from benchmarks.capacity_plan import (
     CapacitySettings,
     delay,
     largest_load,
+    measured_before,
     measured_beside_model,
     plan,
 )
 from benchmarks.http_load import Load, due_times
 from benchmarks.queueing import Replica, simulate
 from serving.settings import ServerSettings
-from tailstack.files import read_json
+from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -135,6 +137,16 @@ def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path
     page = (tmp_path / "capacity.md").read_text()
     assert f"{check['inside'][-1]['rate']:.1f} images/s" in page
     assert (tmp_path / "capacity.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("report", [{}, {"check": None}, {"check": {"rate": 200.0, "loads": []}}])
+def test_a_report_of_another_version_is_refused(report: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "capacity.json"
+    with pytest.raises(UserError, match="isn't there yet"):
+        measured_before(path)
+    write_json(path, report)
+    with pytest.raises(UserError, match="--check true"):
+        measured_before(path)
 
 
 def test_a_load_may_come_at_random() -> None:
