@@ -3,8 +3,9 @@
     python benchmarks/training.py --datastore data/cifar50-imbalance-0.1 --resolution 64
 
 Images per second of a learner trained as `fit` does it (augmentation, workers, logs, checkpoints) against the bare
-forward, backward and step on one batch that is already in memory. Both run in turns, so that what else the machine
-does falls on both, and the median of the rounds' own ratios counts. Memory is what the process and its workers hold
+forward, backward and step on one batch that is already in memory; and these against the same steps with torch's own
+gradient of depthwise convolutions. All run in turns, so that what else the machine does falls on all of them, and the
+median of the rounds' own ratios counts. Memory is what the process and its workers hold
 together at the most, shared pages counted once.
 """
 
@@ -26,6 +27,7 @@ from tailstack import datastore as datastores
 from tailstack.files import write_json
 from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
+from training.depthwise import speed_up_depthwise
 from training.learner import METRICS, Audience, LearnerTraining, train_learner
 from training.losses import LongTailLoss
 from training.memory import keep_freed_memory
@@ -94,10 +96,10 @@ def fit_speed(learner: Learner, plan: LearnerPlan, data: TrainingData, settings:
 
 
 def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
-    """Run both in turns.
+    """Run all three in turns.
 
     Returns:
-        Images per second of both (medians), the median of each round's ratio, and the peak memory in GiB.
+        Images per second of each (medians), the medians of the rounds' ratios, and the peak memory in GiB.
     """
     memory = PeakMemory()
     memory.start()
@@ -110,17 +112,24 @@ def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
     data = TrainingData(pixels["train"], train.labels, pixels["val"], val.labels)
     architecture = settings.architectures[0]
     plan = LearnerPlan(f"0-{architecture}", architecture, np.arange(count), Recipe(), tau=1.0, seed=0)
-    learner = Learner(architecture, len(store.classes), settings.resolution).to(memory_format=torch.channels_last)
+    as_torch, learner = (
+        Learner(architecture, len(store.classes), settings.resolution).to(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    speed_up_depthwise(learner)
     images = torch.from_numpy(data.train_pixels[np.arange(settings.batch_size)])
     labels = torch.from_numpy(train.labels[: settings.batch_size])
-    bare, fit = [], []
+    torchs, bare, fit = [], [], []
     for _ in range(rounds):
+        torchs.append(bare_speed(as_torch, plan, images, labels, settings))
         bare.append(bare_speed(learner, plan, images, labels, settings))
         fit.append(fit_speed(learner, plan, data, settings))
     return {
+        "torch": statistics.median(torchs),
         "bare": statistics.median(bare),
         "fit": statistics.median(fit),
         "fit_to_bare": statistics.median(ours / base for ours, base in zip(fit, bare, strict=True)),
+        "bare_to_torch": statistics.median(ours / base for ours, base in zip(bare, torchs, strict=True)),
         "peak_memory_gib": memory.stop() / 2**30,
     }
 
@@ -151,8 +160,9 @@ def main() -> None:
     figures = measure(settings, arguments.rounds)
     print(
         f"{arguments.architecture}, {settings.resolution} pixels, batch {settings.batch_size}, medians of "
-        f"{arguments.rounds} rounds: bare steps {figures['bare']:.1f} images/s, fit {figures['fit']:.1f} images/s, "
-        f"ratio {figures['fit_to_bare']:.3f}; peak memory {figures['peak_memory_gib']:.2f} GiB"
+        f"{arguments.rounds} rounds: bare steps {figures['bare']:.1f} images/s, {figures['bare_to_torch']:.2f} times "
+        f"those with torch's own gradients; fit {figures['fit']:.1f} images/s, ratio "
+        f"{figures['fit_to_bare']:.3f}; peak memory {figures['peak_memory_gib']:.2f} GiB"
     )
     if arguments.output:
         chosen = {

@@ -24,6 +24,7 @@ from tailstack.files import whole_file, write_text
 from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
+from training.depthwise import speed_up_depthwise
 from training.losses import LongTailLoss, with_teacher
 from training.schedule import Growth
 from training.settings import FitSettings
@@ -219,6 +220,7 @@ def train_learner(
     loader = batch_loader(batches, keys, _workers(settings, data))
     validation = Batches(data.val_pixels, data.val_labels)
     val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)
+    speed_up_depthwise(learner)
     training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs)
     trainer = L.Trainer(
         accelerator="auto",
