@@ -21,7 +21,7 @@ from training.schedule import resolution_at
 TABLE = Path(__file__).with_name("measured.csv")
 FILL = 0.97
 """Share of the budget that is planned for: the rest is for what no plan foresees."""
-_SHORTEST, _LONGEST = 0.5, 3
+_SHORTEST, _LONGEST = 0.25, 3
 """Epochs that a row is trusted with, as multiples of those that it was measured with."""
 _FORWARD = 1 / 3
 """Time of looking at an image, as a share of learning from it: backward takes twice as long as forward."""

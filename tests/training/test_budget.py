@@ -138,7 +138,8 @@ def test_a_plan_fits_and_leaves_the_users_settings_alone(seconds: float, factor:
 def test_the_budget_is_filled_where_the_table_reaches(seconds: float, factor: float) -> None:
     plan = affordable(seconds, factor, Wishes())
     if plan is not None and not plan.longest:
-        assert sum(plan.seconds) >= 0.9 * seconds
+        # Of two or three epochs, one more is a large step.
+        assert sum(plan.seconds) >= (0.9 if plan.epochs > 3 else 0.7) * seconds
 
 
 @examples(max_examples=40)
@@ -159,7 +160,7 @@ def test_other_learners_than_the_tables_get_no_promise() -> None:
 
 
 def test_a_budget_that_is_too_short_says_what_the_least_takes() -> None:
-    least = r"too short: .*lite0 at 64 pixels, 4 epochs\) takes about 3 min on this machine, and 20 s are left for it"
+    least = r"too short: .*lite0 at 64 pixels, 2 epochs\) takes about 81 s on this machine, and 20 s are left for it"
     with pytest.raises(UserError, match=least):
         choose(TABLE, speeds(), WORK, 20, Wishes())
 
@@ -233,7 +234,8 @@ def test_a_run_follows_its_plan_and_goes_on_with_it(
 
     def stop(journal: Journal, trainer: Any, network: Any) -> None:
         write(journal, trainer, network)
-        if journal.plan.architecture == "mobilenetv3_small_050" and trainer.current_epoch == 1:
+        # Its first epoch: a busy machine leaves it no other.
+        if journal.plan.architecture == "mobilenetv3_small_050":
             raise KeyboardInterrupt
 
     stopped = tmp_path / "stopped"
