@@ -3,7 +3,7 @@
 The gradient of a kernel of 5x5 on the last maps of an EfficientNet (2x2 to 4x4 at 64 to 128 pixels) takes oneDNN ten
 times as long as a pass forward: it has no fast path for maps that don't cover the kernel. But that gradient is itself a
 depthwise convolution, of each image's channel with the gradient of its output as the kernel, and forward they are fast
-at every size. `python benchmarks/training.py` measures both.
+at every size but 1x1. `python benchmarks/training.py` measures both.
 """
 
 from typing import Any
@@ -18,8 +18,9 @@ class SmallMapConv2d(nn.Conv2d):
     """A depthwise `nn.Conv2d` of stride 1 with a faster gradient where its map is smaller than its kernel."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        covered = min(input.shape[-2:]) >= max(self.kernel_size)
-        if covered or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        # Of a map of 1x1 the trick would make kernels of 1x1, for which there is no fast path forward either.
+        small = 1 < min(input.shape[-2:]) < max(self.kernel_size)
+        if not small or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return F.conv2d(input, weight, bias, padding=self.padding, groups=self.groups)
         output: Tensor = _SmallMap.apply(input, weight, self.padding)
         return output if bias is None else output + bias.view(-1, 1, 1)
