@@ -45,10 +45,21 @@ def sweep_section(cells: Sequence[Cell], folder: Path, name: str = "sweep") -> s
         f"## Sweep: {name}",
         f"Best of {len(cells)} finished trials on validation: {first or 'the only one'}, with "
         f"{number(_validation(ranked[0]))} top-1 there and {number(ranked[0].run.results['top1'])} on the test split.",
+        _what_was_alike(cells),
         *(f"**{item.title}.** {item.caption}\n\n![{item.title}](figures/{item.name}.png)" for item in shown),
         _table(ranked, swept),
     ]
     return "\n\n".join(lines)
+
+
+def _what_was_alike(cells: Sequence[Cell]) -> str:
+    """Say on what the trials were trained, and for how long, so that their accuracies aren't taken for more."""
+    config, swept = cells[0].run.config, swept_settings(cells)
+    pretrained = "from ImageNet weights" if config["pretrained"] else "from scratch"
+    lengths = (
+        "" if {"epochs", "resolution"} & set(swept) else f", {config['epochs']} epochs at {config['resolution']} pixels"
+    )
+    return f"Trials on `{cells[0].datastore}`, {pretrained}{lengths}, seed {cells[0].seed}."
 
 
 def swept_settings(cells: Sequence[Cell]) -> list[str]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tailstack.errors import UserError
-from tailstack.files import make_folder, write_json, write_text
+from tailstack.files import make_folder, read_json, write_json, write_text
 from training.cells import Cell
 from training.fit import fit
 from training.settings import FitSettings, SweepSettings
@@ -49,6 +49,7 @@ def sweep(settings: SweepSettings, base: FitSettings, swept: dict[str, list[Any]
     if not swept:
         raise UserError('give a setting as a list to sweep it: --lr "[1e-3, 2e-3]"')
     output = make_folder(settings.output).resolve()
+    named = base
     base = dataclasses.replace(base, datastore=base.datastore.resolve())
     points = _points(swept, settings.samples, base.seed)
     for point in points:
@@ -59,7 +60,9 @@ def sweep(settings: SweepSettings, base: FitSettings, swept: dict[str, list[Any]
         by_number = {(results[i].config or {})["point"]: results[i] for i in range(len(results))}
     finally:
         ray.shutdown()
-    rows = [_row(point, by_number[number], base, output) for number, point in enumerate(points)]
+    for point in points:
+        _save_cell(point, chosen(base, point, output).output, chosen(named, point, settings.output), settings.output)
+    rows = [_row(point, by_number[number], settings.output) for number, point in enumerate(points)]
     rows.sort(key=lambda row: -row[METRIC])
     write_text(output / "sweep.csv", _as_csv(rows))
     _print(rows, swept, base, output)
@@ -120,13 +123,24 @@ def _has_gpu() -> bool:
     return bool(ray.cluster_resources().get("GPU", 0))
 
 
-def _row(point: Point, result: Any, base: FitSettings, output: Path) -> dict[str, Any]:
+def _save_cell(point: Point, run: Path, named: FitSettings, output: Path) -> None:
+    """Write the cell of a trial that was finished, with paths as the user wrote them: it is meant to be passed on."""
+    if (run / "ensemble.json").exists():
+        cell = Cell.of_run(run).model_dump(mode="json")
+        cell["run"]["datastore"]["path"] = str(named.datastore)
+        cell["run"]["config"].update(datastore=str(named.datastore), output=str(named.output))
+        write_json(_cell_path(point, output), cell, indent=None)
+
+
+def _cell_path(point: Point, output: Path) -> Path:
+    return output / "cells" / f"{_name(point)}.json"
+
+
+def _row(point: Point, result: Any, output: Path) -> dict[str, Any]:
     metrics = result.metrics or {}
     row: dict[str, Any] = {**point, METRIC: metrics.get(METRIC, 0.0), "epochs_done": metrics.get("epochs_done", 0)}
-    run = chosen(base, point, output).output
-    if (run / "ensemble.json").exists():
-        cell = Cell.of_run(run)
-        write_json(output / "cells" / f"{_name(point)}.json", cell.model_dump(mode="json"), indent=None)
+    if _cell_path(point, output).exists():
+        cell = Cell.model_validate(read_json(_cell_path(point, output)))
         row["test_top1"] = cell.run.results["top1"]
         row["parameters"] = sum(learner.parameters for learner in cell.run.learners)
         row["seconds"] = round(cell.run.seconds, 1)
