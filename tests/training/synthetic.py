@@ -76,7 +76,11 @@ def cell(
             for name in ("top1", "many", "medium", "few")
         },
         datastore={"path": f"data/photos{suffix}", "train": "0" * 64, "test": "1" * 64},
-        config={"epochs": epochs, "val_fraction": 0.2, "seed": seed, "technique": technique, **config},
+        config={
+            **{"epochs": epochs, "resolution": 96, "pretrained": True, "val_fraction": 0.2},
+            **{"seed": seed, "technique": technique},
+            **config,
+        },
         versions={"torch": "2.14.1"},
         seconds=100.0 * learners + seed,
     )

@@ -321,6 +321,7 @@ def sweep_cells() -> list[Cell]:
 def test_a_sweep_of_batch_size_and_learning_rate(tmp_path: Path) -> None:
     text = sweep_section(sweep_cells(), tmp_path, "grid")
     assert "Best of 3 finished trials on validation: batch_size 64, lr 0.001, with 0.5630 top-1" in text
+    assert "from ImageNet weights, 5 epochs at 96 pixels, seed 0." in text
     assert "| batch_size | lr | validation top-1 | test top-1 | parameters |" in text
     with (tmp_path / "figures" / "grid-batch-size-lr.csv").open(newline="") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
