@@ -109,7 +109,8 @@ def measured_before(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path} isn't there yet: measure the server with --check true")
-    check = read_json(path).get("check")
+    report = read_json(path)
+    check = report.get("check") if isinstance(report, dict) else None
     if not isinstance(check, dict) or not check.keys() >= _MEASURED:
         raise UserError(f"{path} is not of this version's form: measure the server anew with --check true")
     return check

@@ -139,8 +139,8 @@ def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path
     assert (tmp_path / "capacity.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("report", [{}, {"check": None}, {"check": {"rate": 200.0, "loads": []}}])
-def test_a_report_of_another_version_is_refused(report: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("report", [[], {}, {"check": None}, {"check": {"rate": 200.0, "loads": []}}])
+def test_a_report_of_another_version_is_refused(report: Any, tmp_path: Path) -> None:
     path = tmp_path / "capacity.json"
     with pytest.raises(UserError, match="isn't there yet"):
         measured_before(path)
