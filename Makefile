@@ -19,7 +19,7 @@ demo: install
 	PYTHON=$(BIN)/python ./demo.sh
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
 
 lint: install
 	$(BIN)/ruff check .

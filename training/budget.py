@@ -95,6 +95,9 @@ class Plan:
     """Expected on data like the table's; None where the table has no such learners at this resolution."""
     longest: bool
     """It is as long as a row is trusted to be stretched."""
+    speeds: tuple[Speed, ...]
+    """Of each learner, as it was timed."""
+    work: Workload
 
 
 def load_table(path: Path = TABLE) -> list[Measured]:
@@ -179,6 +182,25 @@ def next_epochs(planned: int, expected: Sequence[float], slowness: float, left: 
     return max(1, int(planned * min(share, 1.5) + 0.2))
 
 
+def epochs_that_fit(plan: Plan, place: int, first_epoch: float, seconds: float) -> int:
+    """Return the epochs of a learner whose first one is done, so that all of them come nearest to taking `seconds`.
+
+    Args:
+        plan: with how fast the learner was expected to be.
+        place: the learner's, among those of the plan.
+        first_epoch: seconds that its first epoch took.
+        seconds: for all its epochs.
+    """
+
+    def expected(epochs: int) -> list[float]:
+        return _epochs_seconds(plan.speeds[place], plan.resolution, plan.grow_from, epochs, plan.work)
+
+    slowness = first_epoch / expected(plan.epochs)[0]
+    # One epoch is too little to make a run much longer by, and no row is trusted further than the plan was.
+    most = min(round(1.5 * plan.epochs), max(plan.epochs, _LONGEST * plan.row.epochs))
+    return min(range(1, most + 1), key=lambda epochs: abs(first_epoch + slowness * sum(expected(epochs)[1:]) - seconds))
+
+
 def _kind(row: Measured) -> tuple[tuple[str, ...], int, int, str]:
     return row.architectures, row.resolution, row.grow_from, row.loss
 
@@ -190,7 +212,7 @@ def _candidates(
     architectures = wishes.architectures or row.architectures
     resolution = wishes.resolution or row.resolution
     known = architectures == row.architectures and resolution == row.resolution
-    final = tuple(_final(name, resolution, speeds, work) for name in architectures for _ in range(work.bags))
+    final = tuple(_final(speeds[name], resolution, work) for name in architectures for _ in range(work.bags))
     lowest, highest = math.ceil(_SHORTEST * row.epochs), _LONGEST * row.epochs
     for epochs in [wishes.epochs] if wishes.epochs else range(lowest, highest + 1):
         full = _seconds(architectures, resolution, 0, epochs, speeds, work)
@@ -211,6 +233,8 @@ def _candidates(
                 row,
                 round(top1, 3) if known else None,
                 longest,
+                tuple(speeds[name] for name in architectures for _ in range(work.bags)),
+                work,
             )
             yield top1, plan
 
@@ -231,15 +255,19 @@ def _seconds(
     speeds: Mapping[str, Speed],
     work: Workload,
 ) -> tuple[float, ...]:
-    steps = [resolution_at(epoch, epochs, first, resolution) for epoch in range(epochs)]
     return tuple(
-        work.train * sum(speeds[name].at(step) for step in steps)
-        + _FORWARD * work.val * epochs * speeds[name].at(resolution)
-        + _final(name, resolution, speeds, work)
+        sum(_epochs_seconds(speeds[name], resolution, first, epochs, work)) + _final(speeds[name], resolution, work)
         for name in architectures
         for _ in range(work.bags)
     )
 
 
-def _final(architecture: str, resolution: int, speeds: Mapping[str, Speed], work: Workload) -> float:
-    return _FORWARD * (work.val + work.test) * speeds[architecture].at(resolution)
+def _epochs_seconds(speed: Speed, resolution: int, first: int, epochs: int, work: Workload) -> list[float]:
+    """Return the seconds of each epoch of a learner, its validation included."""
+    validation = _FORWARD * work.val * speed.at(resolution)
+    steps = [resolution_at(epoch, epochs, first, resolution) for epoch in range(epochs)]
+    return [work.train * speed.at(step) + validation for step in steps]
+
+
+def _final(speed: Speed, resolution: int, work: Workload) -> float:
+    return _FORWARD * (work.val + work.test) * speed.at(resolution)

@@ -25,7 +25,7 @@ from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import Batches, ShuffledKeys, TrainingData, batch_loader, ordered_keys
 from training.depthwise import speed_up_depthwise
-from training.losses import LongTailLoss, with_teacher
+from training.losses import LongTailLoss, first_weighted_epoch, with_teacher
 from training.schedule import Growth
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
@@ -43,8 +43,8 @@ class Audience:
     console: Console
     on_epoch: OnEpoch | None = None
     """Called with each new row of metrics.csv, once its checkpoint is written."""
-    enough: Callable[[list[dict[str, float]]], bool] | None = None
-    """Asked after each epoch, with all rows of metrics.csv, whether the learner is to stop there."""
+    length: Callable[[list[dict[str, float]]], int] | None = None
+    """Asked after each epoch, with all rows of metrics.csv, how many epochs the learner is to have."""
 
 
 class LearnerTraining(L.LightningModule):
@@ -57,6 +57,21 @@ class LearnerTraining(L.LightningModule):
         self.settings = settings
         self.plan = plan
         self.steps = steps
+        """Of one epoch."""
+
+    def on_train_start(self) -> None:
+        """Take the length of the settings, where a checkpoint was written with another one in mind."""
+        if self.lr_schedulers().total_steps != cycle_steps(self.steps * self.settings.epochs):  # type: ignore[union-attr]  # the one of `configure_optimizers`
+            self.change_length(self.settings.epochs)
+
+    def change_length(self, epochs: int) -> None:
+        """Train for another number of epochs in all; the cycle of the learning rate goes on in its new length."""
+        trainer = self.trainer
+        trainer.fit_loop.max_epochs = epochs
+        self.loss.weights_from = first_weighted_epoch(self.plan.recipe.deferred, epochs)
+        [config] = trainer.lr_scheduler_configs
+        [optimizer] = trainer.optimizers
+        config.scheduler = one_cycle(optimizer, self.steps * epochs, self.settings.warm_up, done=trainer.global_step)
 
     def on_train_epoch_start(self) -> None:
         """Seed what has no generator of its own (dropout), so that an epoch is the same after a resume."""
@@ -83,18 +98,31 @@ class LearnerTraining(L.LightningModule):
         """Return AdamW without decay of biases and normalisation, and its schedule by step."""
         groups = parameter_groups(self.learner, self.settings, self.plan.recipe.body_lr)
         optimizer = torch.optim.AdamW(groups, fused=True)
-        schedule = one_cycle(optimizer, self.steps, self.settings.warm_up)
+        schedule = one_cycle(optimizer, self.steps * self.settings.epochs, self.settings.warm_up)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def one_cycle(optimizer: torch.optim.Optimizer, steps: int, warm_up: float) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Let each group's learning rate rise to its own peak over `warm_up`, a share of the steps, and fall to zero."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    # A cycle needs a warm-up of more than one step, by which it divides.
-    total = max(steps, 5)
+def one_cycle(
+    optimizer: torch.optim.Optimizer, steps: int, warm_up: float, done: int = 0
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Let each group's learning rate rise to its own peak over `warm_up`, a share of the steps, and fall to zero.
+
+    Args:
+        optimizer: of any groups.
+        steps: of the whole cycle.
+        warm_up: share of them.
+        done: how many of them were taken, in a cycle of another length.
+    """
+    rates = [group["max_lr"] if done else group["lr"] for group in optimizer.param_groups]
+    total = cycle_steps(steps)
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=total, pct_start=max(warm_up, 1.25 / total)
+        optimizer, rates, total_steps=total, pct_start=max(warm_up, 1.25 / total), last_epoch=done - 1
     )
+
+
+def cycle_steps(steps: int) -> int:
+    """Return the length of the cycle, which needs a warm-up of more than one step, by which it divides."""
+    return max(steps, 5)
 
 
 def parameter_groups(learner: Learner, settings: FitSettings, body_lr: float) -> list[dict[str, Any]]:
@@ -117,10 +145,9 @@ class Journal(L.Callback):
     The rows travel in the checkpoint, so that a resumed learner's log has each epoch once.
     """
 
-    def __init__(self, folder: Path, plan: LearnerPlan, epochs: int, audience: Audience) -> None:
+    def __init__(self, folder: Path, plan: LearnerPlan, audience: Audience) -> None:
         self.folder = folder
         self.plan = plan
-        self.epochs = epochs
         self.audience = audience
         self.rows: list[dict[str, float]] = []
         self._before = 0.0
@@ -158,15 +185,21 @@ class Journal(L.Callback):
         if trainer.is_global_zero:
             write_text(self.folder / METRICS, _as_csv(self.rows))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        line = f"{self.plan.name}: epoch {epoch}/{self.epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
+        line = f"{self.plan.name}: epoch {epoch}/{trainer.max_epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
         self.audience.console.print(line, highlight=False, soft_wrap=True)
         # After the last epoch come the weights themselves.
-        if epoch < self.epochs:
+        if epoch < (trainer.max_epochs or 0):
             self._save(trainer)
         if self.audience.on_epoch:
             self.audience.on_epoch(self.rows[-1])
-        if self.audience.enough and self.audience.enough(self.rows):
+        if self.audience.length:
+            self._follow(self.audience.length(self.rows), trainer, pl_module)
+
+    def _follow(self, epochs: int, trainer: L.Trainer, training: L.LightningModule) -> None:
+        if epochs <= len(self.rows):
             trainer.should_stop = True
+        elif epochs != trainer.max_epochs and isinstance(training, LearnerTraining):
+            training.change_length(epochs)
 
     def _save(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
@@ -187,8 +220,12 @@ class Bar(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start at the step that was resumed from."""
-        self._progress.update(self._task, total=trainer.estimated_stepping_batches, completed=trainer.global_step)
+        self._progress.update(self._task, completed=trainer.global_step)
         self._progress.start()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say how many steps there are, which may have changed."""
+        self._progress.update(self._task, total=trainer.estimated_stepping_batches)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -221,7 +258,7 @@ def train_learner(
     validation = Batches(data.val_pixels, data.val_labels)
     val_loader = batch_loader(validation, ordered_keys(len(data.val_labels), settings.batch_size), num_workers=0)
     speed_up_depthwise(learner)
-    training = LearnerTraining(learner, loss, settings, plan, len(keys) * settings.epochs)
+    training = LearnerTraining(learner, loss, settings, plan, len(keys))
     trainer = L.Trainer(
         accelerator="auto",
         devices=settings.devices,
@@ -268,11 +305,11 @@ def _callbacks(
     learner: Learner, plan: LearnerPlan, settings: FitSettings, folder: Path, audience: Audience
 ) -> list[L.Callback]:
     recipe = plan.recipe
-    callbacks: list[L.Callback] = [Growth(learner, settings.epochs, recipe.grow_from, recipe.freeze)]
+    callbacks: list[L.Callback] = [Growth(learner, recipe.grow_from, recipe.freeze)]
     if recipe.ema:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema))
     # The journal saves the checkpoint, after all others have done their part of an epoch.
-    return [*callbacks, Bar(plan.name, audience.console), Journal(folder, plan, settings.epochs, audience)]
+    return [*callbacks, Bar(plan.name, audience.console), Journal(folder, plan, audience)]
 
 
 def seconds_trained(folder: Path) -> float:

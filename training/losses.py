@@ -118,6 +118,11 @@ def make_loss(
     )
 
 
+def first_weighted_epoch(deferred: float, epochs: int) -> int:
+    """Return the epoch, counted from 0, from which class weights count, where they wait for a share of the epochs."""
+    return round(deferred * epochs)
+
+
 def class_weights(name: Loss, counts: Counts, beta: float) -> Vector | None:
     """Return the weight of each class in the cross-entropy, with mean 1.
 

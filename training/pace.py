@@ -1,7 +1,8 @@
 """A run that keeps to its budget: the plan that it was begun with, and how far its learners are.
 
 The plan lies in the run's `budget.json`, so that the same command goes on with it. Where learners took more or less
-time than expected, those to come are trained for fewer or more epochs, and one that would end far too late is stopped.
+time than expected, those to come are trained for fewer or more epochs; so is the one that trains, once its first epoch
+is done; and one that would end far too late all the same is stopped.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
 from tailstack.network import architecture_config
 from tailstack.run import WEIGHTS_FILE, learner_folder
-from training.budget import FILL, Plan, Wishes, Workload, choose, describe, load_table, next_epochs
+from training.budget import FILL, Plan, Wishes, Workload, choose, describe, epochs_that_fit, load_table, next_epochs
 from training.duration import in_words, seconds_of
 from training.learner import Audience, seconds_trained
 from training.longtail import stratified_split
@@ -75,13 +76,30 @@ class Pace:
             self._ledger.epochs[name] = epochs
             self._save()
 
-        def enough(rows: list[dict[str, float]]) -> bool:
-            return self._is_late(name, rows, audience.console)
+        def length(rows: list[dict[str, float]]) -> int:
+            # Where one is all, the learning rate is at its end already.
+            if len(rows) == 1 < self._ledger.epochs[name]:
+                self._follow_first_epoch(name, rows[0]["seconds"], audience.console)
+            return len(rows) if self._is_late(name, rows, audience.console) else self._ledger.epochs[name]
 
         return (
             dataclasses.replace(settings, epochs=self._ledger.epochs[name]),
-            dataclasses.replace(audience, enough=enough),
+            dataclasses.replace(audience, length=length),
         )
+
+    def _follow_first_epoch(self, name: str, seconds: float, console: Console) -> None:
+        """Choose the learner's epochs anew, now that it is known how long one takes."""
+        place = self._names.index(name)
+        finals = sum(self._ledger.plan.final[: place + 1])
+        left = self._began + self._target() - time.monotonic() + seconds - finals
+        own, *later = self._expected(name)
+        share = (own - self._ledger.plan.final[place]) / (own - self._ledger.plan.final[place] + sum(later))
+        epochs = epochs_that_fit(self._ledger.plan, place, seconds, left * share)
+        if epochs != self._ledger.epochs[name]:
+            line = f"{name}: {epochs} epochs instead of {self._ledger.epochs[name]}, by the time of the first"
+            console.print(line, highlight=False, soft_wrap=True)
+            self._ledger.epochs[name] = epochs
+            self._save()
 
     def _target(self) -> float:
         # A plan that the table ends is not stretched to fill the budget.

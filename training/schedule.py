@@ -35,20 +35,19 @@ def first_layers(backbone: nn.Module) -> list[nn.Module]:
 class Growth(L.Callback):
     """Sets what an epoch trains, and at which resolution; validation is at full resolution always."""
 
-    def __init__(self, learner: Learner, epochs: int, grow_from: int, freeze: float) -> None:
+    def __init__(self, learner: Learner, grow_from: int, freeze: float) -> None:
         self._learner = learner
-        self._epochs = epochs
         self._full = learner.resolution
         self._grow_from = grow_from
-        self._frozen_epochs = int(freeze * epochs)
+        self._freeze = freeze
         self._first = first_layers(learner.backbone) if freeze else []
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Set the epoch's resolution, and whether the first layers learn."""
-        epoch = trainer.current_epoch
-        self._learner.resolution = resolution_at(epoch, self._epochs, self._grow_from, self._full)
+        epoch, epochs = trainer.current_epoch, trainer.max_epochs or 0
+        self._learner.resolution = resolution_at(epoch, epochs, self._grow_from, self._full)
         for layer in self._first:
-            layer.requires_grad_(epoch >= self._frozen_epochs)
+            layer.requires_grad_(epoch >= int(self._freeze * epochs))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at full resolution."""

@@ -14,7 +14,7 @@ from tailstack.errors import UserError
 from tailstack.network import Learner
 from training.dataset import TrainingData
 from training.learner import Audience, train_learner
-from training.losses import Counts, LongTailLoss, Vector, make_loss
+from training.losses import Counts, LongTailLoss, Vector, first_weighted_epoch, make_loss
 from training.memory import keep_freed_memory
 from training.pretrained import load_pretrained
 from training.settings import FitSettings
@@ -88,5 +88,5 @@ def learner_loss(plan: LearnerPlan, data: TrainingData, classes: list[str], sett
         class_factors(settings, classes),
         beta=settings.beta,
         tau=plan.tau,
-        weights_from=round(plan.recipe.deferred * settings.epochs),
+        weights_from=first_weighted_epoch(plan.recipe.deferred, settings.epochs),
     )

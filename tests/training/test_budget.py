@@ -24,6 +24,7 @@ from training.budget import (
     Workload,
     choose,
     describe,
+    epochs_that_fit,
     error_power,
     load_table,
     next_epochs,
@@ -183,6 +184,22 @@ def test_the_next_learners_fit_unless_they_are_at_their_least(
         assert slowness * sum(expected) * (epochs - 0.2) / planned <= left * (1 + 1e-9)
 
 
+def test_the_epochs_of_a_learner_follow_the_time_of_its_first() -> None:
+    # 0.1 s an image at 64 pixels, 0.025 at 32: an epoch of 100 images and 30 of validation takes 11 s.
+    speed = {"a": Speed((32, 64), (0.025, 0.1))}
+    plan = choose([row(8, 0.7)], speed, Workload(100, 30, 60), 100, Wishes(may_grow=False))
+    assert [epochs_that_fit(plan, 0, first, 88) for first in (11, 22, 5.5, 100)] == [8, 4, 12, 1]
+    assert epochs_that_fit(plan, 0, 11, 83) == 8  # the nearer one, be it a little too long
+    # Growing from 32 pixels, the first epoch is one of the cheapest.
+    growing = choose([row(3, 0.7)], speed, Workload(100, 30, 60), 40, Wishes(grow_from=32, epochs=3))
+    taken = sum(growing.seconds) - growing.final[0]
+    assert taken == pytest.approx(3.5 + 100 * speed["a"].at(48) + 1 + 11)
+    assert epochs_that_fit(growing, 0, 7, 2 * taken) == 3
+    # Three times a row's epochs are as far as it is trusted.
+    longest = choose([row(2, 0.7)], speed, Workload(100, 30, 60), 1000, Wishes(may_grow=False))
+    assert (longest.epochs, epochs_that_fit(longest, 0, 1, 66)) == (6, 6)
+
+
 TINY: dict[str, Any] = {
     "architectures": ["lcnet_035", "mobilenetv3_small_050"],
     "pretrained": False,
@@ -286,11 +303,42 @@ def test_a_learner_that_would_end_too_late_is_stopped_and_counts(
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
+def test_a_learner_becomes_longer_by_the_time_of_its_first_epoch(
+    tiny_datastore: Path,
+    tmp_path: Path,
+    timed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "epochs_that_fit", lambda *_: 5)
+    write = Journal.on_train_epoch_end
+
+    def stop(journal: Journal, trainer: Any, network: Any) -> None:
+        write(journal, trainer, network)
+        if trainer.current_epoch == 0:
+            raise KeyboardInterrupt
+
+    chosen = settings(tiny_datastore, tmp_path / "run", technique="drw", freeze=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(chosen, given={*GIVEN, "freeze"})
+    # The checkpoint is of before the change of length.
+    fit(chosen, given={*GIVEN, "freeze"})
+    assert epochs_of(tmp_path / "run") == {"0-lcnet_035": 5}
+    said = capsys.readouterr().out
+    assert "0-lcnet_035: 5 epochs instead of 3, by the time of the first" in said
+    assert "epoch 5/5" in said
+
+
 @pytest.mark.parametrize(("seconds", "late"), [(150.0, False), (400.0, False), (430.0, True)])
 def test_when_a_learner_is_late(tmp_path: Path, seconds: float, late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
-    plan = Plan(("a", "b"), 32, 0, 6, (290.0, 290.0), (10.0, 10.0), ROWS[0], None, longest=False)
+    speed = Speed((16, 32), (0.1, 0.4))
+    plan = Plan(
+        ("a", "b"), 32, 0, 6, (290.0, 290.0), (10.0, 10.0), ROWS[0], None, False, (speed, speed), Workload(100, 0, 75)
+    )
     ledger = module.Ledger(plan, adapts=True, epochs={"0-a": 6})
     chosen = FitSettings(datastore=tmp_path, output=tmp_path, budget="10m")
     monkeypatch.setattr("time.monotonic", lambda: 1000.0 + seconds)

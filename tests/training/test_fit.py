@@ -152,6 +152,21 @@ def test_the_learning_rate_has_one_peak_however_few_the_steps(steps: int) -> Non
         assert rates[-1] < 0.001
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_a_cycle_that_becomes_longer_goes_on_where_it_would_be_by_then() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    short = one_cycle(optimizer, 100, warm_up=0.25)
+    for _ in range(40):
+        short.step()
+    long = one_cycle(optimizer, 200, warm_up=0.25, done=40)
+    whole = one_cycle(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), 200, warm_up=0.25)
+    for _ in range(40):
+        whole.step()
+    for _ in range(159):
+        assert long.get_last_lr() == whole.get_last_lr()
+        long.step(), whole.step()
+
+
 def test_every_parameter_has_one_rate_and_decay_and_the_body_its_own(tiny_datastore: Path, tmp_path: Path) -> None:
     learner = Learner("lcnet_035", 6, 32)
     groups = parameter_groups(learner, settings(tiny_datastore, tmp_path, lr=0.1, weight_decay=0.3), body_lr=0.5)
