@@ -19,7 +19,8 @@ demo: install
 	PYTHON=$(BIN)/python ./demo.sh
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray" --cov --cov-report=
+	$(BIN)/python -m pytest -m ray --cov --cov-append --cov-report=term
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What every request passes on its way in and out: its id, its log line, its figures, its errors."""
 
+import asyncio
 import logging
 import os
 import re
@@ -74,7 +75,8 @@ class _Exchange:
             if not self._status:
                 await INTERNAL_ERROR.response(scope["path"])(scope, receive, self._answer)
         finally:
-            self._record()
+            # In the loop's next round: uvloop sends the answer at the end of this one, and a client waits for it.
+            asyncio.get_running_loop().call_soon(self._record)
 
     async def _answer(self, message: Message) -> None:
         if message["type"] == "http.response.start":

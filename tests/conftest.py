@@ -40,15 +40,6 @@ PRIOR = [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]
 SIZE = 32
 LEARNERS = [("tf_efficientnet_lite0", 32), ("test_efficientnet", 48)]
 SMALL_LEARNERS = [("test_efficientnet", 48), ("test_resnet", 40)]
-RAY = {"test_fit.py", "test_nodes.py", "test_score.py", "test_sweep.py"}
-"""Modules that start Ray: two of its clusters at a time would find each other."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, let one have a module's, and one have all that start Ray."""
-    for item in items:
-        group = "ray" if item.path.name in RAY else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,7 @@ def test_killed_in_the_middle_it_goes_on(rows: pa.Table, tiny_model: Path, tmp_p
     assert read(output) == read(tmp_path / "at once")
 
 
+@pytest.mark.ray
 def test_on_ray_the_rows_are_the_same(rows: pa.Table, pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
     line = command(pictures, tmp_path / "out", tiny_model, "--cluster=auto", "--part_size=20", "--batch_size=8")
     # Not on a cluster that somebody else runs on this machine.

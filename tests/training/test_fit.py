@@ -333,6 +333,7 @@ def test_the_command_line_answers_mistakes_in_one_line(
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.ray
 def test_learners_in_parallel_reach_the_same_weights(tiny_datastore: Path, tmp_path: Path) -> None:
     chosen = {"technique": "stacking-wl", "architectures": ["lcnet_035", "mobilenetv3_small_050"]}
     one = fit(settings(tiny_datastore, tmp_path / "one", **chosen))
@@ -343,6 +344,7 @@ def test_learners_in_parallel_reach_the_same_weights(tiny_datastore: Path, tmp_p
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+@pytest.mark.ray
 def test_a_learner_that_needs_more_cores_than_there_are(tiny_datastore: Path, tmp_path: Path) -> None:
     chosen = settings(tiny_datastore, tmp_path / "run", technique="baseline", cluster="auto", cpus_per_learner=4096)
     assert "--cpus_per_learner is 4096" in refused(chosen)

@@ -19,6 +19,7 @@ from training.compare import compare
 from training.learner import CHECKPOINT, METRICS
 from training.settings import CompareSettings, FitSettings
 
+pytestmark = pytest.mark.ray
 TECHNIQUES = ["stacking"]
 TINY: dict[str, Any] = {
     "architectures": ["lcnet_035", "mobilenetv3_small_050"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 TINY = ["--pretrained=false", "--resolution=32", "--batch_size=64", "--num_workers=0", "--cpus_per_trial=1"]
 
