@@ -50,4 +50,4 @@ def _comparison(folder: Path) -> list[str]:
     ]
     for group in groups:
         parts += illustrated(f"Ratio {group.label}", group_figures(group, chosen, figures))
-    return [*parts, *conditions(cells)]
+    return [*parts, *conditions(cells, groups)]

@@ -215,20 +215,59 @@ def illustrated(heading: str, shown: Sequence[Shown]) -> list[str]:
     return [f"## {heading}", *parts] if parts else []
 
 
-def conditions(cells: Sequence[Cell]) -> list[str]:
-    """Return what all cells have in common, and a warning where they were trained with different settings."""
+def conditions(cells: Sequence[Cell], groups: Sequence[Group]) -> list[str]:
+    """Return what all cells have in common, and what they differ in: a warning where techniques of a data set do."""
     first = cells[0].run
     differing = [setting for setting in swept_settings(cells) if setting not in _OF_A_CELL]
     same = {key: value for key, value in first.config.items() if key not in {*_OF_A_CELL, *differing}}
     given = ", ".join(f"{key} {_flag(value)}" for key, value in same.items() if value not in (None, {}, []))
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
-    parts = ["## How it was measured", f"{len(cells)} cells. Settings of all: {given or 'none'}. Versions: {versions}."]
-    if differing:
-        parts.append(
-            f"**Not all cells were trained alike: they differ in {_enumerated(differing)}. "
-            "A difference between techniques may come from that.**"
+    return [
+        "## How it was measured",
+        f"{len(cells)} cells. Settings of all: {given or 'none'}. Versions: {versions}.",
+        *_different_settings(differing, groups),
+        *_different_recipes(groups),
+    ]
+
+
+def _different_settings(differing: Sequence[str], groups: Sequence[Group]) -> list[str]:
+    every = [[cell for series in group.series.values() for cell in series.cells] for group in groups]
+    by_ratio = {setting: _at_ratios(setting, groups, every) for setting in differing}
+    apart = [setting for setting, values in by_ratio.items() if not values]
+    lines = [
+        f"`{setting}` is {_enumerated(values)}, for all techniques of a ratio."
+        for setting, values in by_ratio.items()
+        if values
+    ]
+    if apart:
+        lines.insert(
+            0,
+            f"**Not all cells were trained alike: they differ in {_enumerated(apart)}. "
+            "A difference between techniques may come from that.**",
         )
-    return parts
+    return lines
+
+
+def _different_recipes(groups: Sequence[Group]) -> list[str]:
+    """Say what differs by ratio among the settings that a technique chooses: told by one that all ratios have."""
+    names = [name for name in groups[0].series if all(name in group.series for group in groups)]
+    if not names:
+        return []
+    own = [group.series[names[0]].cells for group in groups]
+    by_setting = {setting: _at_ratios(setting, groups, own) for setting in Recipe.__dataclass_fields__}
+    return [
+        f"`{setting}` of `{names[0]}` is {_enumerated(values)}."
+        for setting, values in by_setting.items()
+        if len({value.split(" at ")[0] for value in values}) > 1
+    ]
+
+
+def _at_ratios(setting: str, groups: Sequence[Group], cells: Sequence[Sequence[Cell]]) -> list[str]:
+    """Return a setting's value at each ratio, by the cells of each, or nothing where those of one differ in it."""
+    found = [{_flag(cell.run.config.get(setting)) for cell in own} for own in cells]
+    if any(len(values) > 1 for values in found):
+        return []
+    return [f"{values.pop()} at ratio {group.label}" for group, values in zip(groups, found, strict=True)]
 
 
 def _enumerated(items: Sequence[str]) -> str:
