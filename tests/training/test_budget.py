@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,18 @@ def epochs_of(run: Path) -> dict[str, int]:
     return {log.parent.name: len(log.read_text().splitlines()) - 1 for log in run.glob("learners/*/metrics.csv")}
 
 
+def stop_where(patch: pytest.MonkeyPatch, found: Callable[[Journal], bool]) -> None:
+    """Interrupt training as a user does, after the epoch for whose journal `found` is true."""
+    write = Journal.on_train_epoch_end
+
+    def stop(journal: Journal, trainer: Any, network: Any) -> None:
+        write(journal, trainer, network)
+        if found(journal):
+            raise KeyboardInterrupt
+
+    patch.setattr(Journal, "on_train_epoch_end", stop)
+
+
 def test_a_run_follows_its_plan_and_goes_on_with_it(
     tiny_datastore: Path,
     tmp_path: Path,
@@ -247,17 +260,10 @@ def test_a_run_follows_its_plan_and_goes_on_with_it(
     assert "longer training has not been measured" in said
     assert (whole.config["epochs"], whole.config["grow_from"], whole.config["budget"]) == (3, 0, "10m")
 
-    write = Journal.on_train_epoch_end
-
-    def stop(journal: Journal, trainer: Any, network: Any) -> None:
-        write(journal, trainer, network)
-        # Its first epoch: a busy machine leaves it no other.
-        if journal.plan.architecture == "mobilenetv3_small_050":
-            raise KeyboardInterrupt
-
     stopped = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "on_train_epoch_end", stop)
+        # Its first epoch: a busy machine leaves it no other.
+        stop_where(patch, lambda journal: journal.plan.architecture == "mobilenetv3_small_050")
         with pytest.raises(KeyboardInterrupt):
             fit(settings(tiny_datastore, stopped), given=GIVEN)
     assert len(timed) == 2
@@ -283,6 +289,7 @@ def test_a_machine_that_turns_slower_shortens_the_learners_to_come(
     tiny_datastore: Path, tmp_path: Path, timed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.Pace, "_slowness", lambda pace: 1e6 if pace._ledger.epochs else 1.0)
+    monkeypatch.setattr(module, "epochs_that_fit", lambda plan, *_: plan.epochs)  # however slow the machine here
     fit(settings(tiny_datastore, tmp_path / "run"), given=GIVEN)
     epochs = epochs_of(tmp_path / "run")
     assert epochs["0-lcnet_035"] > 1
@@ -297,6 +304,7 @@ def test_a_learner_that_would_end_too_late_is_stopped_and_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(module.Pace, "_is_late", lambda _self, _name, rows, _console: rows[-1]["epoch"] == 2)
+    monkeypatch.setattr(module, "epochs_that_fit", lambda plan, *_: plan.epochs)  # however slow the machine here
     record = fit(settings(tiny_datastore, tmp_path / "run", technique="baseline"), given=GIVEN)
     assert epochs_of(tmp_path / "run") == {"0-lcnet_035": 2}
     assert 0 <= record.results["top1"] <= 1
@@ -311,16 +319,9 @@ def test_a_learner_becomes_longer_by_the_time_of_its_first_epoch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(module, "epochs_that_fit", lambda *_: 5)
-    write = Journal.on_train_epoch_end
-
-    def stop(journal: Journal, trainer: Any, network: Any) -> None:
-        write(journal, trainer, network)
-        if trainer.current_epoch == 0:
-            raise KeyboardInterrupt
-
     chosen = settings(tiny_datastore, tmp_path / "run", technique="drw", freeze=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "on_train_epoch_end", stop)
+        stop_where(patch, lambda journal: len(journal.rows) == 1)
         with pytest.raises(KeyboardInterrupt):
             fit(chosen, given={*GIVEN, "freeze"})
     # The checkpoint is of before the change of length.
