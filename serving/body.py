@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ _MAX_FIELD_BYTES = 100_000
 _MAX_FIELDS = 16
 _MAX_CONTENT_TYPE = 1000
 _MAX_JSON_VALUES = 10_000
+_PLAIN_PARAMETER = re.compile(r';\s*([\w-]+)=(?:"([^"\\]*)"|([\w.+/-]+))', re.ASCII)
+_PLAIN_HEADER = re.compile(rf"[\w.+/ -]+(?:{_PLAIN_PARAMETER.pattern})*", re.ASCII)
+"""With nothing that `_PLAIN_PARAMETER` doesn't read: no escapes, and no encodings or parts of RFC 2231."""
 
 
 @dataclass
@@ -122,11 +126,10 @@ def parse(body: bytes, content_type: str, image_field: str, max_images: int) -> 
     Raises:
         RequestError: it is malformed, or has no image or too many.
     """
-    message = Message()
-    message["content-type"] = content_type[:_MAX_CONTENT_TYPE]
-    kind = message.get_content_type() if content_type else ""
+    content_type = content_type[:_MAX_CONTENT_TYPE]
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        content = _parse_form(body, _parameter(message, "content-type", "boundary"), image_field, max_images)
+        content = _parse_form(body, _parameters(content_type).get("boundary", ""), image_field, max_images)
     elif kind == "application/json":
         content = _parse_json(body, image_field)
     else:
@@ -144,13 +147,19 @@ def too_many(limit: int) -> RequestError:
     return malformed("too_many_images", f"the request has more than {limit} image(s)")
 
 
-def _parameter(message: Message, header: str, name: str) -> str:
-    """Return a parameter of a header, such as the boundary of a content type; empty where there is none."""
+def _parameters(header: str) -> dict[str, str]:
+    """Return the parameters of a header by name, such as the boundary of a content type; the first of a name counts."""
+    # `email` reads all that RFC 2231 allows, in ten times the time.
+    if _PLAIN_HEADER.fullmatch(header):
+        return {name.lower(): quoted or bare for name, quoted, bare in reversed(_PLAIN_PARAMETER.findall(header))}
+    message = Message()
+    message["content-type"] = header
     try:
-        return collapse_rfc2231_value(message.get_param(name, "", header))
+        found = message.get_params([])
+        return {name.lower(): collapse_rfc2231_value(value) for name, value in reversed(found)}
     # Of RFC 2231: a number that is too long, or an encoding that doesn't fit.
     except ValueError:
-        return ""
+        return {}
 
 
 def _parse_form(body: bytes, boundary: str, image_field: str, max_images: int) -> Content:
@@ -179,7 +188,7 @@ class _Form:
         self._parts = 0
         self._header = b""
         self._value = b""
-        self._disposition = Message()
+        self._disposition = ""
         self._chunks: list[bytes] = []
 
     def callbacks(self) -> Any:
@@ -197,7 +206,7 @@ class _Form:
         self._parts += 1
         if self._parts > self._max_images + _MAX_FIELDS:
             raise malformed("malformed_multipart", f"the form has more than {self._parts - 1} parts")
-        self._disposition = Message()
+        self._disposition = ""
         self._chunks = []
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
@@ -207,26 +216,24 @@ class _Form:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition" and "content-disposition" not in self._disposition:
-            self._disposition["content-disposition"] = self._value.decode("utf-8", "replace").replace("\n", " ")
+        if self._header.lower() == b"content-disposition" and not self._disposition:
+            self._disposition = self._value.decode("utf-8", "replace").replace("\n", " ")
         self._header = self._value = b""
 
     def _end(self) -> None:
-        name = self._parameter("name")
+        parameters = _parameters(self._disposition)
+        name = parameters.get("name", "")
         data = b"".join(self._chunks)
         if name == self._image_field:
             if len(self.content.images) >= self._max_images:
                 raise too_many(self._max_images)
-            self.content.images.append(Upload(self._parameter("filename")[:200], data))
+            self.content.images.append(Upload(parameters.get("filename", "")[:200], data))
         else:
             # What is longer is no parameter of ours, or a wrong one.
             self.content.parameters[name] = data[:_MAX_FIELD_BYTES].decode("utf-8", "replace")
 
     def _finish(self) -> None:
         self.complete = True
-
-    def _parameter(self, name: str) -> str:
-        return _parameter(self._disposition, "content-disposition", name)
 
 
 def _parse_json(body: bytes, image_field: str) -> Content:

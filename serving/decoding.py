@@ -3,7 +3,7 @@
 import re
 import threading
 
-from tailstack.images import BrokenImageError, Pixels, Size, decode, peek_size
+from tailstack.images import BrokenImageError, Pixels, Size, open_image, to_pixels
 
 MAX_SCANS = 100
 """Encoders write about ten. Each costs a pass over all pixels, and as little as 50 bytes."""
@@ -20,18 +20,15 @@ def decode_safely(data: bytes, size: Size, max_pixels: int) -> Pixels:
     Raises:
         UnsupportedImageError, ImageTooLargeError, BrokenImageError
     """
-    if data.startswith(_JPEG):
-        scans = _scans(data)
-        if scans > MAX_SCANS:
-            raise BrokenImageError(f"the JPEG has more than {MAX_SCANS} scans")
-        if scans <= 1:
-            return decode(data, size, max_pixels=max_pixels)
-    height, width = peek_size(data, max_pixels=max_pixels)
-    if height * width < LARGE_PIXELS:
-        return decode(data, size, max_pixels=max_pixels)
+    scans = _scans(data) if data.startswith(_JPEG) else 0
+    if scans > MAX_SCANS:
+        raise BrokenImageError(f"the JPEG has more than {MAX_SCANS} scans")
+    image = open_image(data, max_pixels=max_pixels)
     # Only a JPEG of one scan is decoded at a reduced scale all along. The others take buffers of their full size.
+    if scans == 1 or image.width * image.height < LARGE_PIXELS:
+        return to_pixels(image, size)
     with _one_large_image:
-        return decode(data, size, max_pixels=max_pixels)
+        return to_pixels(image, size)
 
 
 def _scans(jpeg: bytes) -> int:

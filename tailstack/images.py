@@ -18,10 +18,11 @@ Size = tuple[int, int]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
+_DRAFTED = ("JPEG", "MPO")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
-# The limit is checked in `_open`, with an error that says what the limit is.
+# The limit is checked in `open_image`, with an error that says what the limit is.
 Image.MAX_IMAGE_PIXELS = None
 
 
@@ -59,9 +60,17 @@ def decode(data: bytes, size: Size | None = None, *, max_pixels: int = MAX_PIXEL
     Raises:
         UnsupportedImageError, ImageTooLargeError, BrokenImageError
     """
-    image = _open(data, max_pixels)
-    if size is not None:
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that still covers the size asked for.
+    return to_pixels(open_image(data, max_pixels=max_pixels), size)
+
+
+def to_pixels(image: Image.Image, size: Size | None = None) -> Pixels:
+    """Decode what `open_image` returned; all else is as for `decode`.
+
+    Raises:
+        UnsupportedImageError, ImageTooLargeError, BrokenImageError
+    """
+    if size is not None and image.format in _DRAFTED:
+        # At 1/2, 1/4 or 1/8 of its size, where that still covers the size asked for.
         image.draft(image.mode, _as_stored(image, size)[::-1])
     try:
         with warnings.catch_warnings():
@@ -83,16 +92,23 @@ def decode(data: bytes, size: Size | None = None, *, max_pixels: int = MAX_PIXEL
 
 
 def peek_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Size:
-    """Return the height and width that `decode` would give, from the image's header alone.
+    """Return the height and width that `decode` would give.
+
+    A PNG is read to its end, where its orientation may be; of the others, the header is enough.
 
     Raises:
         UnsupportedImageError, ImageTooLargeError, BrokenImageError
     """
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels=max_pixels)
     return _as_stored(image, (image.height, image.width))
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image's header, and no pixel.
+
+    Raises:
+        UnsupportedImageError, ImageTooLargeError, BrokenImageError
+    """
     if not data:
         raise BrokenImageError("the image is empty: 0 bytes")
     try:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from PIL.PngImagePlugin import PngImageFile
 
 from serving import decoding
 from tests.serving.conftest import encoded
@@ -38,3 +39,25 @@ def test_what_has_to_wait_its_turn(
     monkeypatch.setattr(decoding, "LARGE_PIXELS", 64 * 48)
     assert decoding.decode_safely(data, (8, 8), 10_000).shape == (8, 8, 3)
     assert turns.taken == int(waits)
+
+
+def test_no_pixel_of_a_large_image_is_decoded_before_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[bool] = []
+
+    class Turn(Turns):
+        within = False
+
+        def __enter__(self) -> None:
+            self.within = True
+
+        def __exit__(self, *_: object) -> None:
+            self.within = False
+
+    turn = Turn()
+    load = PngImageFile.load_prepare
+    monkeypatch.setattr(PngImageFile, "load_prepare", lambda image: (loads.append(turn.within), load(image)))
+    monkeypatch.setattr(decoding, "_one_large_image", turn)
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 64 * 48)
+    decoding.decode_safely(encoded("PNG", (64, 48)), (8, 8), 10_000)
+    assert loads
+    assert all(loads)
