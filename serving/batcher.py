@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from serving.lone import LoneThread
 from serving.metrics import METRICS
 from serving.runtime import Answer, Model, Vector
 from tailstack.images import Pixels
@@ -69,8 +70,7 @@ class Batcher:
         self._coming = self._running = 0
         self._timer: asyncio.TimerHandle | None = None
         self._executor = ThreadPoolExecutor(slots, "inference")
-        # Always the same thread: its core has what it needs at hand.
-        self._lone_executor = ThreadPoolExecutor(1, "lone")
+        self._lone = LoneThread()
 
     @contextmanager
     def expect(self) -> Iterator[None]:
@@ -96,10 +96,8 @@ class Batcher:
         """
         self._free -= 1
         self._running += 1
-        run = asyncio.get_running_loop().run_in_executor(self._lone_executor, self._prepare_and_run, model, prepare)
-        run.add_done_callback(lambda _: self._release(1))
         # Nothing stops the thread of a request that is given up; its slot is taken until it ends.
-        return await asyncio.shield(run)
+        return await self._lone.run(partial(self._prepare_and_run, model, prepare), partial(self._release, 1))
 
     def submit(self, model: Model, *images: Pixels) -> "list[asyncio.Future[Result]]":
         """Queue images, uint8 `[height, width, 3]` of the model's size; cancel the future of one to leave it out."""
@@ -112,7 +110,7 @@ class Batcher:
     def close(self) -> None:
         """End the threads, once what they are at is done."""
         self._executor.shutdown(wait=False)
-        self._lone_executor.shutdown(wait=False)
+        self._lone.close()
 
     def _dispatch(self) -> None:
         while self._free and self._waiting and self._is_due() and (batch := self._take()):
@@ -204,6 +202,8 @@ def _run(model: Model, images: Pixels, alone: bool) -> list[Result]:
 def split(answer: Answer) -> list[Result]:
     """Split a batch's answer. What takes numpy is done for all images at once: a call costs more than its work."""
     orders = np.argsort(-answer.probabilities, axis=1, kind="stable")
-    choices = answer.votes.argmax(axis=2).astype(object)
-    choices[~answer.votes.any(axis=2)] = None
+    choices = answer.votes.argmax(axis=2)
+    asked = answer.votes.any(axis=2)
+    if not asked.all():
+        choices = np.where(asked, choices.astype(object), None)
     return [Result(*parts) for parts in zip(answer.probabilities, answer.votes, orders, choices.tolist(), strict=True)]
