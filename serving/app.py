@@ -67,7 +67,8 @@ def build_app(settings: ServerSettings, when_started: Callable[[Server], None] =
     v2.add(app, server)
     operations.add(app, server)
     app.mount("/static", StaticFiles(directory=WEB), name="static")
-    return tracing.traced(Edge(_with_cors(Gate(app, server.guard), settings)), traces)
+    inner = _with_cors(Gate(app, server.guard), settings)
+    return tracing.traced(Edge(inner, log_all=settings.request_log == "all"), traces)
 
 
 def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:

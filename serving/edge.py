@@ -7,7 +7,7 @@ import re
 import time
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -24,26 +24,27 @@ _ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 _CLIENT_LEFT = 499
 _QUIET = frozenset({"/livez", "/readyz", "/healthz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-_SECURITY = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin",
-}
+_SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
 
 
 class Edge:
     """Outermost layer of the app: nothing that goes wrong behind it reaches a client but as a documented error."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, log_all: bool = True) -> None:
         self._app = app
+        self._log_all = log_all
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] == "http":
-            await _Exchange(scope, send).serve(self._app, receive)
+            await _Exchange(scope, send, self._log_all).serve(self._app, receive)
         else:
             await self._app(scope, receive, send)
 
@@ -51,7 +52,8 @@ class Edge:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, log_all: bool) -> None:
+        self._log_all = log_all
         self._method = scope["method"]
         # HTTP wants HEAD wherever there is GET. uvicorn, which has the scope itself, leaves the body out.
         self._scope = {**scope, "method": "GET"} if self._method == "HEAD" else scope
@@ -81,10 +83,9 @@ class _Exchange:
     async def _answer(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID] = self._id
-            for name, value in _SECURITY.items():
-                headers.setdefault(name, value)
+            # No route sets any of these itself.
+            own = (REQUEST_ID.encode(), self._id.encode())
+            message = {**message, "headers": [*message["headers"], own, *_SECURITY]}
         await self._send(message)
 
     def _record(self) -> None:
@@ -94,7 +95,7 @@ class _Exchange:
         method = self._method if self._method in _METHODS else "other"
         METRICS.requests.labels(route, method, str(self._status)).inc()
         METRICS.request_seconds.labels(route).observe(seconds)
-        if route in _QUIET and self._status < 400:
+        if self._status < 400 and (route in _QUIET or not self._log_all):
             return
         logger.info(
             "%s %s",

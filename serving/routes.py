@@ -1,10 +1,12 @@
 """The routes that classify images."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from serving.body import Upload, parse
@@ -61,6 +63,14 @@ _PRIOR_IN_JSON = {
 }
 
 
+class _BareRoute(APIRoute):
+    """A route whose endpoint takes the request and makes the response: nothing is left for FastAPI to resolve."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint as it is."""
+        return self.endpoint
+
+
 def _body(field: str, binary: dict[str, Any], base64: dict[str, Any], *, raw: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         kind: {"schema": {"type": "object", "required": [field], "properties": {field: schema, **_OPTIONS, **prior}}}
@@ -79,8 +89,9 @@ def _body(field: str, binary: dict[str, Any], base64: dict[str, Any], *, raw: bo
 
 def add(app: FastAPI, server: Server) -> None:
     """Add the routes to `app`."""
+    router = APIRouter(route_class=_BareRoute)
 
-    @app.post(
+    @router.post(
         "/classify",
         responses=ERRORS,
         response_model=Classification,
@@ -107,7 +118,7 @@ def add(app: FastAPI, server: Server) -> None:
             )
         )
 
-    @app.post(
+    @router.post(
         "/classify/batch",
         responses=ERRORS,
         response_model=BatchClassification,
@@ -135,6 +146,8 @@ def add(app: FastAPI, server: Server) -> None:
         return _json(
             BatchClassification(request_id=request.state.request_id, model=name_of(model), results=list(results))
         )
+
+    app.include_router(router)
 
 
 def _read(classifier: Classifier, model: Model, body: bytes, request: Request) -> tuple[Options, Pixels]:

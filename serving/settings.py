@@ -93,6 +93,8 @@ class ServerSettings(BaseModel):
     """PEM file: only a model that was signed with the private part of this key is served."""
     cors_origins: Words = ()
     """Origins whose pages may call the server from a browser, or `*`."""
+    request_log: Literal["all", "errors"] = "all"
+    """Which requests get a line in the log; `errors` suits a server behind a proxy that logs them all."""
     otlp_endpoint: str | None = None
     """Where OpenTelemetry traces go, such as `http://collector:4318/v1/traces`."""
 

@@ -38,6 +38,16 @@ def test_every_line_of_the_log_is_json(serving: Running) -> None:
     assert not [line for line in lines if line.get("route") in {"/readyz", "/metrics"}]
 
 
+def test_a_server_that_logs_errors_alone(tiny_model: Path, tmp_path: Path) -> None:
+    with running(tiny_model, tmp_path, TAILSTACK_REQUEST_LOG="errors") as server:
+        assert web.post(f"{server.address}/classify", content=encoded()).status_code == 200
+        assert web.get(f"{server.address}/none").status_code == 404
+        counted = figures(server.address)
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert [line["status"] for line in lines if "status" in line] == [404]
+    assert counted['tailstack_requests_total{method="POST",route="/classify",status="200"}'] == 1
+
+
 @pytest.mark.parametrize("given", ["", "x" * 129, "two words", 'quo"te', "newline\\n", "ümlaut"])
 def test_an_odd_request_id_is_replaced(server: str, given: str) -> None:
     headers = {"x-request-id": given.encode()}
