@@ -26,6 +26,8 @@ from tailstack.progress import track
 
 T = TypeVar("T")
 OURS, CHEAPER = "tailstack", "tailstack, cheaper file"
+_QUIET = {"TAILSTACK_REQUEST_LOG": "errors"}
+"""No server logs requests here, where that can be set."""
 CONCURRENCIES = (1, 8, 32)
 OPEN_SHARE = 0.7
 """Of the weakest server's capacity: the rate of the open loop."""
@@ -73,7 +75,7 @@ def contestants(
     """
     ours = {OURS: model, **({CHEAPER: cheaper} if cheaper else {})}
     found = [
-        Contestant(name, tailstack.__version__, partial(serve_ours, file, threads), "/classify", form(picture))
+        Contestant(name, tailstack.__version__, partial(serve_ours, file, threads, **_QUIET), "/classify", form(picture))
         for name, file in ours.items()
     ]
     for name in names:

@@ -5,7 +5,7 @@ from PIL.Image import Image
 from shared import Classifier
 
 
-@bentoml.service
+@bentoml.service(logging={"access": {"enabled": False}})
 class Peer:
     """Classifies the pictures of several calls at once."""
 

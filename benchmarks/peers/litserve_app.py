@@ -37,4 +37,4 @@ class ClassifierAPI(litserve.LitAPI):
 if __name__ == "__main__":
     api = ClassifierAPI(max_batch_size=16, batch_timeout=0.005, api_path="/classify")
     server = litserve.LitServer(api, accelerator="cpu")
-    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False)
+    server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, access_log=False)

@@ -10,7 +10,9 @@ from shared import Classifier
 api = FastAPI()
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 1})
+@serve.deployment(
+    max_ongoing_requests=64, ray_actor_options={"num_cpus": 1}, logging_config={"enable_access_log": False}
+)
 @serve.ingress(api)
 class Ingress:
     """Decodes pictures, and classifies them in batches."""
@@ -35,5 +37,6 @@ class Ingress:
 
 
 if __name__ == "__main__":
-    serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["PORT"])})
+    http = {"host": "127.0.0.1", "port": int(os.environ["PORT"])}
+    serve.start(http_options=http, logging_config={"enable_access_log": False})
     serve.run(Ingress.bind(), blocking=True)

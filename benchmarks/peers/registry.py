@@ -71,6 +71,7 @@ PEERS = {
         path="/v2/models/classifier/infer",
         ready="/v2/models/classifier/ready",
         variables={
+            "MLSERVER_DEBUG": "false",
             "MLSERVER_HOST": "127.0.0.1",
             "MLSERVER_HTTP_PORT": "{port}",
             "MLSERVER_GRPC_PORT": "{other_port}",
