@@ -74,10 +74,10 @@ def contestants(
         UserError: a peer can't be installed.
     """
     ours = {OURS: model, **({CHEAPER: cheaper} if cheaper else {})}
-    found = [
-        Contestant(name, tailstack.__version__, partial(serve_ours, file, threads, **_QUIET), "/classify", form(picture))
-        for name, file in ours.items()
-    ]
+    found = []
+    for name, file in ours.items():
+        running = partial(serve_ours, file, threads, **_QUIET)
+        found.append(Contestant(name, tailstack.__version__, running, "/classify", form(picture)))
     for name in names:
         peer = PEERS[name]
         environment = install(peer, environments)
