@@ -26,8 +26,6 @@ from tailstack.progress import track
 
 T = TypeVar("T")
 OURS, CHEAPER = "tailstack", "tailstack, cheaper file"
-_QUIET = {"TAILSTACK_REQUEST_LOG": "errors"}
-"""No server logs requests here, where that can be set."""
 CONCURRENCIES = (1, 8, 32)
 OPEN_SHARE = 0.7
 """Of the weakest server's capacity: the rate of the open loop."""
@@ -74,9 +72,10 @@ def contestants(
         UserError: a peer can't be installed.
     """
     ours = {OURS: model, **({CHEAPER: cheaper} if cheaper else {})}
-    found = []
+    found: list[Contestant] = []
     for name, file in ours.items():
-        running = partial(serve_ours, file, threads, **_QUIET)
+        # No server logs requests here, where that can be set.
+        running = partial(serve_ours, file, threads, TAILSTACK_REQUEST_LOG="errors")
         found.append(Contestant(name, tailstack.__version__, running, "/classify", form(picture)))
     for name in names:
         peer = PEERS[name]
