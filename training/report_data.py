@@ -1,7 +1,7 @@
 """What a report says, in numbers: cells gathered by data set and technique, averaged over seeds, and the choice."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -168,13 +168,13 @@ def gather(cells: Sequence[Cell]) -> list[Group]:
 def choose(groups: Sequence[Group]) -> Choice | None:
     """Choose the technique of the highest balanced accuracy on validation; None if nothing was validated.
 
-    Techniques are compared on the same data sets and seeds only: on those that the largest set of techniques shares.
+    Techniques are compared on the same data sets and seeds only: of all ways to leave out techniques that weren't run
+    on every data set, or data sets on which not all were run, it is the one that keeps the most results.
     """
     blocks = _blocks(groups)
     if not blocks:
         return None
-    sets = [frozenset(block) for block in blocks.values()]
-    shared = max(sets, key=lambda names: (len(names), sum(names <= other for other in sets)))
+    shared = _most_results(blocks)
     used = {key: block for key, block in blocks.items() if shared <= set(block)}
     scores = _scores(used.values(), shared)
     errors = [validation_error(next(iter(block.values()))) for block in used.values()]
@@ -223,6 +223,20 @@ def _blocks(groups: Sequence[Group]) -> dict[tuple[str, int], dict[str, Cell]]:
                 if cell.run.validation.get("balanced") is not None:
                     blocks.setdefault((group.label, cell.seed), {})[series.technique] = cell
     return blocks
+
+
+def _most_results(blocks: Mapping[tuple[str, int], Collection[str]]) -> frozenset[str]:
+    """Return the techniques that, times the data sets of which a seed has them all, are the most."""
+    sets: dict[str, set[frozenset[str]]] = {}
+    shared = {frozenset[str]()}
+    for (label, _), names in blocks.items():
+        sets.setdefault(label, set()).add(frozenset(names))
+        shared |= {frozenset(names)} | {other & frozenset(names) for other in shared}
+
+    def results(names: frozenset[str]) -> int:
+        return len(names) * sum(any(names <= own for own in of_label) for of_label in sets.values())
+
+    return max(shared, key=lambda names: (len(names) > 1, results(names), len(names)))
 
 
 def _scores(blocks: Iterable[dict[str, Cell]], techniques: Iterable[str]) -> dict[str, float]:

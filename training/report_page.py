@@ -9,7 +9,7 @@ import numpy as np
 from tailstack.errors import UserError
 from tailstack.metrics import FEW_UNDER, MANY_OVER
 from training.cells import Cell
-from training.report_data import BASELINE, Choice, Group, Series, mistakes
+from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered
 from training.report_figures import Shown
 from training.report_fit import CountFit, fit_counts
 from training.report_sweep import NOT_SWEPT, swept_settings
@@ -73,6 +73,9 @@ def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
         f"{scores[name]:.4f}, mean {over} and {seeds}; next is `{second}` with {scores[second]:.4f}. "
         "The test split had no part in this choice."
     ]
+    rest = ordered({name for group in groups for name in group.series} - set(scores))
+    if rest:
+        lines.append(f"Not run on all of these, and left out: {_enumerated([f'`{other}`' for other in rest])}.")
     if choice.error is not None:
         lines.append(f"The standard error of such a score is about {choice.error:.3f}, because few images validate.")
     if choice.close:

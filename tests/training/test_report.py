@@ -110,6 +110,18 @@ def test_techniques_are_compared_on_the_seeds_that_all_have() -> None:
     assert choice.scores == pytest.approx({"tailstack": 0.7, "stacking-wl": 0.6, "baseline": 0.5})
 
 
+def test_a_technique_that_was_run_on_one_of_three_data_sets_does_not_decide_alone() -> None:
+    mixed = small(seeds=(0,), ratios=(0.1, 0.02, 0.005))
+    kept = [item for item in mixed if nominal_ratio(item) == 0.1 or item.technique != "stacking-wl"]
+    for item in kept:
+        item.run.validation["balanced"] = {"baseline": 0.5, "stacking-wl": 0.9, "tailstack": 0.6}[item.technique]
+    groups = gather(kept)
+    choice = choose(groups)
+    assert choice
+    assert (choice.technique, choice.labels) == ("tailstack", ["0.1", "0.02", "0.005"])
+    assert "Not run on all of these, and left out: `stacking-wl`." in opening(groups, choice)[1]
+
+
 def test_what_validation_cannot_tell_apart_is_said() -> None:
     mixed = small(seeds=(0,))
     for item in mixed:
@@ -220,7 +232,8 @@ def test_half_a_comparison(tmp_path: Path, values: dict[str, Any], expected: str
 def test_a_technique_that_lacks_a_ratio_leaves_a_gap(tmp_path: Path) -> None:
     mixed = small(ratios=(0.1, 0.02), seeds=(0,))
     page = write(tmp_path, [item for item in mixed if (item.technique, item.ratio) != ("stacking-wl", 0.1)])
-    rows = [line for line in page.splitlines() if line.startswith(("| 0.1 | 0.", "| average"))]
+    tables = page.partition("## Techniques by imbalance ratio")[2]
+    rows = [line for line in tables.splitlines() if line.startswith(("| 0.1 | 0.", "| average"))]
     assert re.fullmatch(r"\| 0\.1 \| \S+ \|  \| \*\*\S+\*\* \|", rows[0])
     assert "(of 1)" in rows[1]
 
