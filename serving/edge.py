@@ -35,7 +35,7 @@ _SECURITY = (
 class Edge:
     """Outermost layer of the app: nothing that goes wrong behind it reaches a client but as a documented error."""
 
-    def __init__(self, app: ASGIApp, *, log_all: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, log_all: bool) -> None:
         self._app = app
         self._log_all = log_all
 

@@ -40,7 +40,7 @@ class Names:
             return NotImplemented
         return np.array_equal(self._ends, other._ends) and np.array_equal(self._content, other._content)
 
-    __hash__ = None  # type: ignore[assignment]  # unhashable, as a list is: mypy knows no other way to say so
+    __hash__ = None  # type: ignore[assignment]  # Python marks the unhashable so, where typeshed has a method
 
     def __repr__(self) -> str:
         return f"Names({len(self)})"

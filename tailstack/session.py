@@ -27,8 +27,8 @@ _ORDER: dict[Device, list[str]] = {
 }
 _BUILDS = ("onnxruntime", "onnxruntime-gpu")
 SPIN_US = 300
-"""Microseconds that a thread spins for before it sleeps. One client alone gets 4% more answers than with 20, which is
-over before an operator is that runs on one thread; ONNX Runtime's own, a thousand and more, is no faster."""
+"""Microseconds that a thread spins for before it sleeps. One client alone gets 2 to 4% more answers than with 20,
+which is over before an operator is that runs on one thread; a thousand is no faster."""
 _NOWHERE = "/nonexistent"
 
 
