@@ -147,7 +147,8 @@ def add(app: FastAPI, server: Server) -> None:
             BatchClassification(request_id=request.state.request_id, model=name_of(model), results=list(results))
         )
 
-    app.include_router(router)
+    # Not `include_router`: that hides them, behind one entry, from whoever lists the routes of the app.
+    app.routes.extend(router.routes)
 
 
 def _read(classifier: Classifier, model: Model, body: bytes, request: Request) -> tuple[Options, Pixels]:
