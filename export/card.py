@@ -152,13 +152,14 @@ def _figures(figures: dict[str, float | None], images: int) -> str:
 def _gate(evidence: dict[str, Any]) -> str:
     plain, this, most = evidence["plain"], evidence["this"], evidence["max_accuracy_drop"]
     limits = {
-        "top1": f"{most:g} points less",
-        "balanced": f"{most:g} points less",
-        "few": f"{max(FEW_SHOT_POINTS, most):g} points less",
+        "top1": f"{most:g} points less, 90% sure",
+        "balanced": f"{most:g} points less, 90% sure",
+        "few": f"{max(FEW_SHOT_POINTS, most):g} points less, 90% sure",
         "ece": f"{ECE_RISE:g} more",
     }
     rows = [(NAMES[key], _number(plain[key]), _number(this[key]), limits.get(key, "")) for key in plain]
-    rows.append(("loss that the plain ensemble expects, points", "0", f"{evidence['expected_drop']:.2f}", f"{most:g}"))
+    expected = f"{evidence['expected_drop']:.2f}, at most {evidence['expected_drop_bound']:.2f} (90% sure)"
+    rows.append(("loss that the plain ensemble expects, points", "0", expected, f"{most:g} at most"))
     for batch, cost in evidence["cost"].items():
         milliseconds = f"{cost['ms']:.2f} ({cost['relative']:.2f}x)"
         rows.append((f"ms per image, one thread, batch {batch}", f"{cost['plain_ms']:.2f}", milliseconds, ""))

@@ -122,7 +122,7 @@ class CheaperGraph:
             "split": "validation",
             "images": len(self.judge.labels),
             "max_accuracy_drop": self.judge.max_drop,
-            "plain": self.judge.plain_figures,
+            "plain": self.judge.figures(self.judge.plain),
             "this": self.judge.figures(answers),
             "expected_drop": self.judge.expected_drop(answers),
             "expected_drop_bound": self.judge.expected_drop_bound(answers),

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tailstack.artifact import INPUT
 from tailstack.images import Pixels
-from tailstack.metrics import Labels, Probabilities, evaluate
+from tailstack.metrics import FEW, Labels, Probabilities, evaluate, expected_calibration_error, groups
 
 if TYPE_CHECKING:
     import onnxruntime
 
+Floats = npt.NDArray[np.float64]
 Predict = Callable[[Pixels], object]
 """Answers uint8 `[batch, height, width, 3]`."""
 
@@ -24,7 +26,7 @@ FEW_SHOT_POINTS = 1.0
 ECE_RISE = 0.02
 ROUNDS = 5
 DEVIATIONS = 1.2816
-"""Standard errors above an estimate that 9 of 10 true values lie below (normal distribution, one side)."""
+"""Standard errors from an estimate to what 9 of 10 true values lie below (or above, on its other side), if normal."""
 _ROUNDING = 1e-9
 
 
@@ -50,52 +52,95 @@ class Judge:
         """Return the headline figures of `answers`."""
         return headline(answers, self.labels, self.classes, self.class_counts)
 
-    @functools.cached_property
-    def plain_figures(self) -> dict[str, float | None]:
-        """The headline figures of the plain ensemble: a search asks for them thousands of times."""
-        return self.figures(self.plain)
-
     def expected_drop(self, answers: Probabilities) -> float:
         """Return what the plain ensemble expects to lose by these answers, in points; never negative.
 
         For an image, it is the difference of the ensemble's own probabilities of its class and of that of `answers`;
         classes count the same each. On few images it is steadier than counting labels, which luck can hide a loss in.
         """
-        return self._expected(answers)[0]
+        return _estimate(self._doubts(answers), self._by_class)[0]
 
     def expected_drop_bound(self, answers: Probabilities) -> float:
         """Return what `expected_drop` is at most, with 90% confidence, for images like those that validate."""
-        drop, error = self._expected(answers)
+        drop, error = _estimate(self._doubts(answers), self._by_class)
         return drop + DEVIATIONS * error
 
-    def _expected(self, answers: Probabilities) -> tuple[float, float]:
-        """Return the mean of the losses that the plain ensemble expects, and its standard error, in points."""
-        rows = np.arange(len(self.labels))
-        lost = (self.plain.max(axis=1) - self.plain[rows, answers.argmax(axis=1)]).astype(np.float64)
-        weights = 1 / np.bincount(self.labels)[self.labels]
-        weights /= weights.sum()
-        mean = float(weights @ lost)
-        return 100 * mean, 100 * float(np.linalg.norm(weights * (lost - mean)))
-
     def objections(self, answers: Probabilities) -> list[str]:
-        """Return what of `answers` is past its limit, in words; empty if nothing is."""
-        plain, made = self.plain_figures, self.figures(answers)
+        """Return what of `answers` is past its limit, in words; empty if nothing is.
+
+        Labels object where they are 90% sure that images like these lose more than the limit: of a class with five
+        images that validate, one more or less is 20 points.
+        """
         few = max(FEW_SHOT_POINTS, self.max_drop)
+        hits = self._plain_hits - self._hits(answers)
         changes = [
-            ("top-1", _points_lost(plain["top1"], made["top1"]), self.max_drop),
-            ("balanced accuracy", _points_lost(plain["balanced"], made["balanced"]), self.max_drop),
+            ("top-1 (90% sure)", _at_least(hits, self._by_image), self.max_drop),
+            ("balanced accuracy (90% sure)", _at_least(hits, self._by_class), self.max_drop),
+            ("few-shot accuracy (90% sure)", _at_least(hits, self._by_few_shot_class), few),
             ("the accuracy that the ensemble expects (90% sure)", self.expected_drop_bound(answers), self.max_drop),
-            ("few-shot accuracy", _points_lost(plain["few"], made["few"]), few),
+            (
+                "the few-shot accuracy that the ensemble expects",
+                _estimate(self._doubts(answers), self._by_few_shot_class)[0],
+                few,
+            ),
         ]
         found = [
             f"{name} falls by {lost:.2f} points (limit {limit:g})"
             for name, lost, limit in changes
             if lost > limit + _ROUNDING
         ]
-        rise = -_points_lost(plain["ece"], made["ece"]) / 100
+        rise = expected_calibration_error(answers, self.labels) - self._plain_ece
         if rise > ECE_RISE:
             found.append(f"the calibration error (ECE) grows by {rise:.3f} (limit {ECE_RISE:g})")
         return found
+
+    def _doubts(self, answers: Probabilities) -> Floats:
+        """Return by how much less likely the plain ensemble holds each image's class in `answers`, `[images]`."""
+        plain = self.plain.astype(np.float64)
+        return np.asarray(plain.max(axis=1) - plain[np.arange(len(self.labels)), answers.argmax(axis=1)])
+
+    def _hits(self, answers: Probabilities) -> Floats:
+        """Return 1 where `answers` are right and 0 where not, `[images]`."""
+        return np.asarray(answers.argmax(axis=1) == self.labels, dtype=np.float64)
+
+    # A search asks for these thousands of times.
+
+    @functools.cached_property
+    def _plain_hits(self) -> Floats:
+        return self._hits(self.plain)
+
+    @functools.cached_property
+    def _plain_ece(self) -> float:
+        return expected_calibration_error(self.plain, self.labels)
+
+    @functools.cached_property
+    def _by_image(self) -> Floats:
+        """Weights by which each image counts the same."""
+        return np.full(len(self.labels), 1 / len(self.labels))
+
+    @functools.cached_property
+    def _by_class(self) -> Floats:
+        """Weights by which each class counts the same."""
+        weights: Floats = 1 / np.bincount(self.labels)[self.labels]
+        return np.asarray(weights / weights.sum())
+
+    @functools.cached_property
+    def _by_few_shot_class(self) -> Floats:
+        """Weights by which each few-shot class counts the same and the others don't; all 0 if there is none."""
+        weights: Floats = self._by_class * (groups(self.class_counts) == FEW)[self.labels]
+        return np.asarray(weights / weights.sum()) if weights.any() else weights
+
+
+def _estimate(lost: Floats, weights: Floats) -> tuple[float, float]:
+    """Return the weighted mean of what each image loses, and its standard error, in points."""
+    mean = float(weights @ lost)
+    return 100 * mean, 100 * float(np.linalg.norm(weights * (lost - mean)))
+
+
+def _at_least(lost: Floats, weights: Floats) -> float:
+    """Return the points that are lost at least, with 90% confidence, for images like these."""
+    mean, error = _estimate(lost, weights)
+    return mean - DEVIATIONS * error
 
 
 def headline(
@@ -149,8 +194,3 @@ def _seconds(predict: Predict, images: Pixels, batch: int) -> float:
     for first in range(0, len(images), batch):
         predict(images[first : first + batch])
     return time.perf_counter() - start
-
-
-def _points_lost(plain: float | None, made: float | None) -> float:
-    """Return the fall from `plain` to `made` in points; 0 where there is no such class."""
-    return 0.0 if plain is None or made is None else 100 * (plain - made)
