@@ -94,7 +94,7 @@ class FitSettings:
     num_workers: int | None = None
     """Processes that read and augment batches; the default is 2 beside a GPU, and none without one, where they would
     take the cores from training (images that don't fit into memory get 1)."""
-    val_fraction: float = 0.2
+    val_fraction: float = 0.1
     """Share of each class that is held out for validation, where the datastore has no val.json."""
     seed: int = 0
     devices: int = 1

@@ -77,7 +77,7 @@ def cell(
         },
         datastore={"path": f"data/photos{suffix}", "train": "0" * 64, "test": "1" * 64},
         config={
-            **{"epochs": epochs, "resolution": 96, "pretrained": True, "val_fraction": 0.2},
+            **{"epochs": epochs, "resolution": 96, "pretrained": True, "val_fraction": 0.1},
             **{"seed": seed, "technique": technique},
             **config,
         },
