@@ -1,7 +1,9 @@
-"""One graph of several learners' graphs: their average, or a cascade, in plain ONNX operators.
+"""One graph of several learners' graphs: their average, or a cascade.
 
-A cascade needs no control flow: NonZero finds the images that are unsure, Gather takes them out, ScatterND puts the
-next learner's answers back. So weights stay where a runtime can fuse them, and a batch costs what its images need.
+In a cascade, NonZero finds the images that are unsure, Gather takes them out, and ScatterND puts the next learners'
+answers back. The next learners stand in a branch of an If, together with their weights, which a runtime fuses there as
+it does outside: without it they would run on no image at all where none is unsure, and that takes a quarter of the time
+of a Lite0 in int8, one image at a time.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.cascade import Blend, Cascade
 from export.graph import LOGITS, OPSET
@@ -59,22 +61,23 @@ def fuse(
 
 @dataclass
 class _Graph:
-    """Nodes and constants so far."""
+    """Nodes and constants so far, of the whole graph or of a branch."""
 
     learners: Sequence[ModelProto]
     classes: int
+    prefix: str = "fuse"
     nodes: list[NodeProto] = field(default_factory=list)
     constants: list[TensorProto] = field(default_factory=list)
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Append a node, and return the name of its output."""
-        output = output or f"fuse/{operator}_{len(self.nodes)}"
+        output = output or f"{self.prefix}/{operator}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], name=f"{output}_node", **attributes))
         return output
 
     def constant(self, value: Any) -> str:
         """Append a constant, and return its name."""
-        name = f"fuse/constant_{len(self.constants)}"
+        name = f"{self.prefix}/constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
@@ -93,6 +96,29 @@ class _Graph:
         self.constants.extend(part.initializer)
         return self.add("Softmax", prefix + LOGITS, axis=1)
 
+    def either(self, condition: str, then: "_Graph", names: Sequence[str], otherwise: Sequence[str]) -> list[str]:
+        """Append an If, and return the names of its outputs.
+
+        Args:
+            condition: name of a bool, which says whether it is `then`.
+            then: the branch.
+            names: what it gives.
+            otherwise: what there is without it, of the same types.
+        """
+        other = _Graph(self.learners, self.classes, f"{then.prefix}/otherwise")
+        same = [other.add("Identity", name) for name in otherwise]
+        branches = {"then_branch": then.branch(names), "else_branch": other.branch(same)}
+        outputs = [f"{then.prefix}/output_{place}" for place in range(len(names))]
+        self.nodes.append(helper.make_node("If", [condition], outputs, name=f"{then.prefix}/If", **branches))
+        return outputs
+
+    def branch(self, names: Sequence[str]) -> GraphProto:
+        """Return this graph as a branch that gives an answer, a count and votes, in this order."""
+        types = [(TensorProto.FLOAT, [None, self.classes])] * len(names)
+        types[1] = (TensorProto.INT64, [None])
+        outputs = [helper.make_tensor_value_info(name, *kind) for name, kind in zip(names, types, strict=True)]
+        return helper.make_graph(self.nodes, self.prefix, [], outputs, self.constants)
+
 
 def _average(graph: _Graph, blend: Blend) -> tuple[str, list[str]]:
     votes = [graph.vote(learner, INPUT) for learner in range(len(graph.learners))]
@@ -100,33 +126,65 @@ def _average(graph: _Graph, blend: Blend) -> tuple[str, list[str]]:
     return graph.add("Sum", *shares), votes
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Images that the first learners of a cascade have seen, by the names of what there is of them."""
+
+    learners: int
+    share: float
+    """Of these learners together."""
+    images: str
+    total: str
+    """The learners' votes times their shares, `[images, classes]`."""
+    mean: str
+    """The same over `share`."""
+
+
 def _stages(graph: _Graph, blend: Blend, cascade: Cascade) -> tuple[str, list[str]]:
     """Append the learners in the cascade's order, each on the images that are still unsure."""
-    batch = graph.add("Shape", INPUT, end=1)
-    shape = graph.add("Concat", batch, graph.constant(np.array([graph.classes])), axis=0)
-    zeros = graph.add("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, np.float32)))
     first, *others = cascade.order
-    votes = {first: graph.vote(first, INPUT)}
-    answers = mean = votes[first]
+    vote = graph.vote(first, INPUT)
     share = blend.weights[first]
-    total = graph.add("Mul", mean, graph.scalar(share))
-    used = graph.add("ConstantOfShape", batch, value=numpy_helper.from_array(np.ones(1, np.int64)))
-    where = ""
-    for stage, (learner, threshold) in enumerate(zip(others, cascade.thresholds, strict=True), start=2):
-        rows = _unsure(graph, mean, threshold)
-        where = graph.add("Gather", where, rows, axis=0) if where else rows
-        vote = graph.vote(learner, graph.add("Gather", INPUT, where, axis=0))
-        weighted = graph.add("Mul", vote, graph.scalar(blend.weights[learner]))
-        total = graph.add("Add", graph.add("Gather", total, rows, axis=0), weighted)
-        share += blend.weights[learner]
-        mean = graph.add("Div", total, graph.scalar(share))
-        places = graph.add("Unsqueeze", where, graph.constant(np.array([1])))
-        votes[learner] = graph.add("ScatterND", zeros, places, vote)
-        answers = graph.add("ScatterND", answers, places, mean)
-        counts = graph.add("Expand", graph.constant(np.array([stage])), graph.add("Shape", where))
-        used = graph.add("ScatterND", used, places, counts)
+    seen = _Seen(1, share, INPUT, graph.add("Mul", vote, graph.scalar(share)), vote)
+    answers, used, *later = _ask_next(graph, blend, cascade, seen)
     graph.add("Identity", used, output=LEARNERS_USED)
+    votes = {first: vote, **dict(zip(others, later, strict=True))}
     return answers, [votes[learner] for learner in range(len(graph.learners))]
+
+
+def _ask_next(graph: _Graph, blend: Blend, cascade: Cascade, seen: _Seen) -> list[str]:
+    """Append the learners that have not seen these images, for those that are unsure.
+
+    Returns:
+        The names of their answers, of how many learners saw each, and of the votes of each such learner.
+    """
+    rows_of = graph.add("Shape", seen.mean, end=1)
+    used = graph.add("Expand", graph.constant(np.array([seen.learners])), rows_of)
+    if seen.learners == len(cascade.order):
+        return [seen.mean, used]
+    shape = graph.add("Concat", rows_of, graph.constant(np.array([graph.classes])), axis=0)
+    zeros = graph.add("ConstantOfShape", shape, value=numpy_helper.from_array(np.zeros(1, np.float32)))
+    without = [seen.mean, used, *[zeros] * (len(cascade.order) - seen.learners)]
+    rows = _unsure(graph, seen.mean, cascade.thresholds[seen.learners - 1])
+    some = graph.add("Greater", graph.add("Size", rows), graph.constant(np.int64(0)))
+    branch = _Graph(graph.learners, graph.classes, f"stage{seen.learners + 1}")
+    found = _ask_one(branch, blend, cascade, seen, rows)
+    places = branch.add("Unsqueeze", rows, branch.constant(np.array([1])))
+    whole = [branch.add("ScatterND", old, places, new) for old, new in zip(without, found, strict=True)]
+    return graph.either(some, branch, whole, without)
+
+
+def _ask_one(graph: _Graph, blend: Blend, cascade: Cascade, seen: _Seen, rows: str) -> list[str]:
+    """Append the next learner for some `rows` of the images, and then the others: returns what `_ask_next` does."""
+    learner = cascade.order[seen.learners]
+    images = graph.add("Gather", seen.images, rows, axis=0)
+    vote = graph.vote(learner, images)
+    weighted = graph.add("Mul", vote, graph.scalar(blend.weights[learner]))
+    total = graph.add("Add", graph.add("Gather", seen.total, rows, axis=0), weighted)
+    share = seen.share + blend.weights[learner]
+    mean = graph.add("Div", total, graph.scalar(share))
+    answers, used, *votes = _ask_next(graph, blend, cascade, _Seen(seen.learners + 1, share, images, total, mean))
+    return [answers, used, vote, *votes]
 
 
 def _unsure(graph: _Graph, mean: str, threshold: float) -> str:

@@ -129,6 +129,21 @@ def test_the_graph_answers_as_the_reference_does_at_any_batch_size(
     assert seen == set(range(1, count + 1)) if count <= 4 else len(seen) > 3
 
 
+def test_later_learners_stand_in_branches_with_their_weights(
+    small_learners: tuple[list[Small], list[onnx.ModelProto]],
+) -> None:
+    _, graphs = (part[:3] for part in small_learners)
+    cascade = Cascade((1, 0, 2), (0.5, 0.5))
+    graph = fuse(graphs, Blend((0.5, 0.3, 0.2), 1.0), cascade, (SIZE, SIZE), len(CLASSES)).graph
+    for learner in cascade.order:
+        weights = {f"learner{learner}/{tensor.name}" for tensor in graphs[learner].graph.initializer}
+        assert weights <= {tensor.name for tensor in graph.initializer}
+        branches = [node for node in graph.node if node.op_type == "If"]
+        assert len(branches) == (learner != cascade.order[-1])
+        if branches:
+            (graph,) = (item.g for item in branches[0].attribute if item.name == "then_branch")
+
+
 def test_the_plain_graph_is_the_plain_average(small_learners: tuple[list[Small], list[onnx.ModelProto]]) -> None:
     networks, graphs = (part[:3] for part in small_learners)
     blend = Blend((0.5, 0.3, 0.2), 1.3)
