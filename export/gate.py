@@ -56,14 +56,18 @@ class Judge:
         """Return what the plain ensemble expects to lose by these answers, in points; never negative.
 
         For an image, it is the difference of the ensemble's own probabilities of its class and of that of `answers`;
-        classes count the same each. On few images it is steadier than counting labels, which luck can hide a loss in.
+        images count the same, or classes do, whichever loses more. On few images it is steadier than counting labels,
+        which luck can hide a loss in.
         """
-        return _estimate(self._doubts(answers), self._by_class)[0]
+        return max(mean for mean, _ in self._expected(answers))
 
     def expected_drop_bound(self, answers: Probabilities) -> float:
         """Return what `expected_drop` is at most, with 90% confidence, for images like those that validate."""
-        drop, error = _estimate(self._doubts(answers), self._by_class)
-        return drop + DEVIATIONS * error
+        return max(mean + DEVIATIONS * error for mean, error in self._expected(answers))
+
+    def _expected(self, answers: Probabilities) -> list[tuple[float, float]]:
+        doubts = self._doubts(answers)
+        return [_estimate(doubts, weights) for weights in (self._by_image, self._by_class)]
 
     def objections(self, answers: Probabilities) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is.
