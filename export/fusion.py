@@ -2,8 +2,8 @@
 
 In a cascade, NonZero finds the images that are unsure, Gather takes them out, and ScatterND puts the next learners'
 answers back. The next learners stand in a branch of an If, together with their weights, which a runtime fuses there as
-it does outside: without it they would run on no image at all where none is unsure, and of a Lite trio in int8 that takes nearly
-half as long as its Lite0 does for one image.
+it does outside: without it they would run on no image at all where none is unsure, and of a Lite trio in int8 that
+takes nearly half as long as its Lite0 does for one image.
 """
 
 from collections.abc import Sequence
