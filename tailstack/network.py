@@ -45,7 +45,9 @@ class Learner(nn.Module):
         if pixels.shape[-2:] != (self.resolution, self.resolution):
             size = (self.resolution, self.resolution)
             pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
-        logits: Tensor = self.backbone((pixels - self.pixel_mean) / self.pixel_std)
+        # A whole row of them: ONNX Runtime puts the channels of int8 last, and takes them in threes otherwise.
+        mean, std = (value.expand(-1, -1, -1, self.resolution) for value in (self.pixel_mean, self.pixel_std))
+        logits: Tensor = self.backbone((pixels - mean) / std)
         return logits.float()
 
 

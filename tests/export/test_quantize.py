@@ -56,6 +56,14 @@ def test_all_is_quantised_where_nothing_is_kept(learners: list[onnx.ModelProto],
         assert 0 < np.abs(votes - expected).mean() < 0.05
 
 
+def test_pixels_are_normalised_a_row_at_a_time(learners: list[onnx.ModelProto]) -> None:
+    for exact, resolution in zip(learners, (48, 40), strict=True):
+        shapes = {item.name: list(item.dims) for item in exact.graph.initializer}
+        normalising = [node for node in exact.graph.node if node.op_type in ("Sub", "Div")]
+        assert len(normalising) == 2
+        assert [shapes[node.input[1]] for node in normalising] == [[1, 3, 1, resolution]] * 2
+
+
 def test_activations_are_unsigned_or_signed(learners: list[onnx.ModelProto], images: npt.NDArray[np.uint8]) -> None:
     quantizer = Quantizer(learners[0], [images])
     for signed, wanted in ((False, onnx.TensorProto.UINT8), (True, onnx.TensorProto.INT8)):
