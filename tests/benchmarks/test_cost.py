@@ -21,7 +21,7 @@ from tests.conftest import SMALL_LEARNERS
 def rows(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[cost_variants.Row]:
     def export_once(run: Path, path: Path, wanted: cost_variants.Wanted) -> None:
         """Export as asked, but in fp32: measuring is the same, and tests of int8 have their own place."""
-        twin = path.with_name(path.name.removeprefix("int8-").replace("int8", "plain"))
+        twin = path.with_name("cascade.onnx" if wanted.cascade else "plain.onnx")
         if twin.exists():
             shutil.copy(twin, path)
         else:
@@ -35,7 +35,7 @@ def rows(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[cost
 
 def test_every_variant_is_measured_every_way(rows: list[cost_variants.Row], small_run: Path) -> None:
     learners = [f"{k}-{architecture}" for k, (architecture, _) in enumerate(SMALL_LEARNERS)]
-    variants = (*learners, "plain", "cascade", "int8", "int8 cascade")
+    variants = (*learners, "plain", "cascade", "int8", "int8 cascade", "int8 cascade 0.1")
     expected = {(name, runtime) for name in variants for runtime in ("onnxruntime", "openvino")}
     expected.add(("plain", "torch"))
     for threads in (1, 2):
@@ -53,6 +53,18 @@ def test_every_variant_is_measured_every_way(rows: list[cost_variants.Row], smal
             assert row["learners_used"] == len(SMALL_LEARNERS)
         elif "cascade" in row["variant"]:
             assert 1 <= row["learners_used"] <= len(SMALL_LEARNERS)
+
+
+def test_the_drop_that_is_asked_for_is_each_forms_and_one_has_a_smaller_one() -> None:
+    forms = cost_variants.ensemble_forms(0.3)
+    assert forms["plain"].plain
+    assert [(name, wanted.max_accuracy_drop) for name, wanted in forms.items() if not wanted.plain] == [
+        ("cascade", 0.3),
+        ("int8", 0.3),
+        ("int8 cascade", 0.3),
+        ("int8 cascade 0.1", 0.1),
+    ]
+    assert "int8 cascade 0.1" not in cost_variants.ensemble_forms(0.1)
 
 
 def test_the_report_shows_every_row(rows: list[cost_variants.Row], tmp_path: Path) -> None:
