@@ -85,7 +85,7 @@ def _histogram(group: Group, _featured: Sequence[Series], path: Path) -> str:
         axis.set(ylabel="training images", xlim=(-0.8, len(counts) - 0.2))
         _name_classes(axis, names)
         axis.grid(visible=False, axis="x")
-        axis.legend(loc="upper right")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     rows: list[Row] = [[name, int(count), own] for name, count, own in zip(names, counts, groups, strict=True)]
     write_csv(path.with_suffix(".csv"), ("class", "training_images", "group"), rows)
     return f"{counts.sum():,} training images, from {counts[0]} down to {counts[-1]} a class."
