@@ -1,8 +1,8 @@
 """What a budget of time buys: speeds + time + size of the data -> architectures, resolution and epochs.
 
-The choice is made from `measured.csv`, our own results. The error of a row falls with epochs as a power of them, fitted
-to the rows that differ in nothing else; a resolution that grows counts as the epochs at full resolution that take as
-long. No row is shortened or stretched far beyond what was measured.
+The choice is made from `measured.csv`, our own results. Rows of the same learners at the same resolution are points of
+one curve: the error falls as a power of the epochs, which all curves share, from a level of each one's own. An epoch
+at fewer pixels counts for as much as it has of them. No curve is followed far beyond what was measured.
 """
 
 import csv
@@ -22,7 +22,9 @@ TABLE = Path(__file__).with_name("measured.csv")
 FILL = 0.97
 """Share of the budget that is planned for: the rest is for what no plan foresees."""
 _SHORTEST, _LONGEST = 0.25, 3
-"""Epochs that a row is trusted with, as multiples of those that it was measured with."""
+"""Epochs that a curve is trusted with: of the fewest and of the most that it was measured with."""
+_LEAST = 2
+"""Epochs: nothing shorter was measured, and warm-up and decay share what there is."""
 _FORWARD = 1 / 3
 """Time of looking at an image, as a share of learning from it: backward takes twice as long as forward."""
 
@@ -90,7 +92,7 @@ class Plan:
     final: tuple[float, ...]
     """What of it is spent at the end, when all learners are trained: on looking at the held-out images once more."""
     row: Measured
-    """The row of the table that it follows."""
+    """The row of the table that it is nearest to."""
     top1: float | None
     """Expected on data like the table's; None where the table has no such learners at this resolution."""
     longest: bool
@@ -117,16 +119,43 @@ def load_table(path: Path = TABLE) -> list[Measured]:
         ]
 
 
-def error_power(rows: Sequence[Measured]) -> float:
-    """Fit the power of the epochs by which the error falls, to rows that are equal in all else; 0 without such rows."""
-    numerator = denominator = 0.0
-    for _, group in itertools.groupby(sorted(rows, key=_kind), key=_kind):
-        members = list(group)
-        x = np.log([row.epochs for row in members])
-        y = np.log([1 - row.top1 for row in members])
-        numerator -= float(((x - x.mean()) * (y - y.mean())).sum())
-        denominator += float(((x - x.mean()) ** 2).sum())
-    return max(numerator / denominator, 0.0) if denominator else 0.0
+def effective_epochs(epochs: int, grow_from: int, resolution: int) -> float:
+    """Return how many epochs at full resolution have as many pixels; `grow_from` is 0 where it doesn't grow."""
+    steps = np.array([resolution_at(epoch, epochs, grow_from, resolution) for epoch in range(epochs)])
+    return float(((steps / resolution) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How the error of some learners at one resolution falls with their epochs."""
+
+    rows: tuple[Measured, ...]
+    level: float
+    """Error after one epoch."""
+    power: float
+
+    def top1(self, effective: float) -> float:
+        """Return what to expect after so many effective epochs."""
+        return 1 - self.level * math.pow(effective, -self.power)
+
+    def nearest(self, effective: float) -> Measured:
+        """Return the row that was trained for the most similar number of effective epochs."""
+        return min(self.rows, key=lambda row: abs(math.log(_effective(row) / effective)))
+
+
+def fit_curves(rows: Sequence[Measured]) -> list[Curve]:
+    """Fit a curve to each kind of row, by least squares of the error's logarithm.
+
+    The power is 0 where the rows don't tell it, or say that the error rises.
+    """
+    kinds = [tuple(members) for _, members in itertools.groupby(sorted(rows, key=_kind), key=_kind)]
+    points = [(np.log(list(map(_effective, kind))), np.log([1 - row.top1 for row in kind])) for kind in kinds]
+    slope = -sum(float(((x - x.mean()) * (y - y.mean())).sum()) for x, y in points)
+    spread = sum(float(((x - x.mean()) ** 2).sum()) for x, _ in points)
+    power = max(slope / spread, 0.0) if spread else 0.0
+    return [
+        Curve(kind, math.exp(float((y + power * x).mean())), power) for kind, (x, y) in zip(kinds, points, strict=True)
+    ]
 
 
 def choose(
@@ -144,12 +173,11 @@ def choose(
     Raises:
         UserError: nothing can be trained in so short a time; the message says what the least takes.
     """
-    power = error_power(rows)
     plans = [
         plan
-        for row in rows
-        if wishes.stacked or len(row.architectures) == 1 or wishes.architectures
-        for plan in _candidates(row, speeds, work, wishes, power)
+        for curve in fit_curves(rows)
+        if wishes.stacked or len(curve.rows[0].architectures) == 1 or wishes.architectures
+        for plan in _candidates(curve, speeds, work, wishes)
     ]
     fitting = [(top1, plan) for top1, plan in plans if sum(plan.seconds) <= seconds]
     if not fitting:
@@ -201,38 +229,41 @@ def epochs_that_fit(plan: Plan, place: int, first_epoch: float, seconds: float) 
     return min(range(1, most + 1), key=lambda epochs: abs(first_epoch + slowness * sum(expected(epochs)[1:]) - seconds))
 
 
-def _kind(row: Measured) -> tuple[tuple[str, ...], int, int, str]:
-    return row.architectures, row.resolution, row.grow_from, row.loss
+def _kind(row: Measured) -> tuple[tuple[str, ...], int, str]:
+    return row.architectures, row.resolution, row.loss
+
+
+def _effective(row: Measured) -> float:
+    return effective_epochs(row.epochs, row.grow_from, row.resolution)
 
 
 def _candidates(
-    row: Measured, speeds: Mapping[str, Speed], work: Workload, wishes: Wishes, power: float
+    curve: Curve, speeds: Mapping[str, Speed], work: Workload, wishes: Wishes
 ) -> Iterator[tuple[float, Plan]]:
-    """Yield each way to follow a row, with the accuracy by which ways are compared."""
-    architectures = wishes.architectures or row.architectures
-    resolution = wishes.resolution or row.resolution
-    known = architectures == row.architectures and resolution == row.resolution
+    """Yield each way to follow a curve, with the accuracy by which ways are compared."""
+    measured = curve.rows[0]
+    architectures = wishes.architectures or measured.architectures
+    resolution = wishes.resolution or measured.resolution
+    known = architectures == measured.architectures and resolution == measured.resolution
     final = tuple(_final(speeds[name], resolution, work) for name in architectures for _ in range(work.bags))
-    lowest, highest = math.ceil(_SHORTEST * row.epochs), _LONGEST * row.epochs
+    lengths = [row.epochs for row in curve.rows]
+    lowest, highest = max(_LEAST, math.ceil(_SHORTEST * min(lengths))), _LONGEST * max(lengths)
     for epochs in [wishes.epochs] if wishes.epochs else range(lowest, highest + 1):
-        full = _seconds(architectures, resolution, 0, epochs, speeds, work)
         for first in _first_resolutions(resolution, wishes):
-            seconds = _seconds(architectures, resolution, first, epochs, speeds, work)
-            effective = epochs * sum(seconds) / sum(full)
+            effective = effective_epochs(epochs, first, resolution)
             if effective < lowest and not wishes.epochs:
                 continue
-            top1 = 1 - (1 - row.top1) * (row.epochs / effective) ** power
-            longest = epochs == highest and not first
+            top1 = curve.top1(effective)
             plan = Plan(
                 architectures,
                 resolution,
                 first,
                 epochs,
-                seconds,
+                _seconds(architectures, resolution, first, epochs, speeds, work),
                 final,
-                row,
+                curve.nearest(effective),
                 round(top1, 3) if known else None,
-                longest,
+                epochs == highest and not first,
                 tuple(speeds[name] for name in architectures for _ in range(work.bags)),
                 work,
             )

@@ -66,7 +66,7 @@ def test_weights_are_halved_and_neither_pixels_nor_logits_are(
         of_weights = [types[name] for node in weighted for name in node.input if name in types]
         assert set(of_weights[:-2]) == {TensorProto.FLOAT16}
         assert types[weighted[-1].input[1]] == TensorProto.FLOAT
-        normalising = [node for node in half.graph.node if node.op_type == "Sub"][0]
+        normalising = next(node for node in half.graph.node if node.op_type == "Sub")
         assert types[normalising.input[1]] == TensorProto.FLOAT
         # The pixels reach the first layer as they do in fp32, and are rounded there.
         (entry,) = [

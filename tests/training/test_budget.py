@@ -25,8 +25,9 @@ from training.budget import (
     Workload,
     choose,
     describe,
+    effective_epochs,
     epochs_that_fit,
-    error_power,
+    fit_curves,
     load_table,
     next_epochs,
 )
@@ -85,12 +86,37 @@ def test_speed_between_and_beyond_what_was_timed() -> None:
     assert speed.at(256) == pytest.approx(0.16)
 
 
-def test_the_error_falls_as_a_power_of_the_epochs() -> None:
+def test_the_error_falls_as_a_power_of_the_epochs_from_a_level_of_each_kinds_own() -> None:
     halves = [row(2, 0.6), row(8, 0.8)]  # the error halves where the epochs are four times as many
-    assert error_power(halves) == pytest.approx(0.5)
-    assert error_power([*halves, row(99, 0.9, resolution=96)]) == pytest.approx(0.5)
-    assert error_power([row(2, 0.6), row(2, 0.7)]) == 0
-    assert error_power([row(2, 0.8), row(8, 0.6)]) == 0
+    small, large = fit_curves([*halves, row(4, 0.9, resolution=96)])
+    assert small.power == large.power == pytest.approx(0.5)
+    assert [small.top1(epochs) for epochs in (2, 8, 32)] == pytest.approx([0.6, 0.8, 0.9])
+    assert [large.top1(epochs) for epochs in (4, 16)] == pytest.approx([0.9, 0.95])
+
+
+@pytest.mark.parametrize("rows", [[row(4, 0.6)], [row(2, 0.6), row(2, 0.7)], [row(2, 0.8), row(8, 0.6)]])
+def test_no_power_where_the_rows_tell_none(rows: list[Measured]) -> None:
+    [curve] = fit_curves(rows)
+    assert curve.power == 0
+    assert curve.top1(100) == pytest.approx(1 - math.prod(1 - entry.top1 for entry in rows) ** (1 / len(rows)))
+
+
+def test_an_epoch_at_fewer_pixels_counts_for_as_much_as_it_has_of_them() -> None:
+    assert effective_epochs(8, 0, 96) == 8
+    assert effective_epochs(3, 32, 64) == (48 / 64) ** 2 + 1 + (32 / 64) ** 2
+    # What grew is no other curve: three epochs that count for less.
+    [curve] = fit_curves([row(3, 0.6, grow_from=32), row(8, 0.8)])
+    assert curve.top1(8) == pytest.approx(0.8)
+    assert curve.top1(1.8125) == pytest.approx(0.6)
+    assert curve.nearest(3.8).epochs == 3
+    assert curve.nearest(3.9).epochs == 8
+
+
+def test_the_tables_own_curves_are_near_its_rows() -> None:
+    for curve in fit_curves(TABLE):
+        for entry in curve.rows:
+            found = curve.top1(effective_epochs(entry.epochs, entry.grow_from, entry.resolution))
+            assert found == pytest.approx(entry.top1, abs=0.01)
 
 
 def test_a_plan_by_hand() -> None:
