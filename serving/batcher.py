@@ -3,30 +3,24 @@
 On an idle server a single image is run at once, on all threads, and batches grow by themselves under load. An image
 waits for company only where that is at hand already: others that are being decoded. Without that, a slot that gets free
 as the clients of its last batch come back takes the first of them alone, and the others wait for a batch of one.
-
-On an idle server an image is also decoded in the thread that runs it: each change of threads takes a lone client's
-request another tenth of a millisecond.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.lone import LoneThread
 from serving.metrics import METRICS
 from serving.runtime import Answer, Model, Vector
 from tailstack.images import Pixels
 
-T = TypeVar("T")
 PATIENCE_S = 0.005
 """About what it takes to decode the pictures of a batch."""
 
@@ -70,7 +64,6 @@ class Batcher:
         self._coming = self._running = 0
         self._timer: asyncio.TimerHandle | None = None
         self._executor = ThreadPoolExecutor(slots, "inference")
-        self._lone = LoneThread()
 
     @contextmanager
     def expect(self) -> Iterator[None]:
@@ -87,17 +80,11 @@ class Batcher:
         """Whether no image runs, waits or is being decoded."""
         return not self._running and not self._waiting and not self._coming
 
-    async def run_at_once(self, model: Model, prepare: Callable[[], tuple[T, Pixels]]) -> tuple[T, Result]:
-        """Prepare an image and run it, in one thread: for an idle batcher.
-
-        Args:
-            model: what runs it.
-            prepare: returns what goes with the result, and the image, uint8 `[height, width, 3]` of the model's size.
-        """
-        self._free -= 1
-        self._running += 1
-        # Nothing stops the thread of a request that is given up; its slot is taken until it ends.
-        return await self._lone.run(partial(self._prepare_and_run, model, prepare), partial(self._release, 1))
+    def run_here(self, model: Model, image: Pixels) -> Result:
+        """Run an image, uint8 `[height, width, 3]` of the model's size, in the caller's thread: on an idle batcher."""
+        METRICS.queue_seconds.observe(0)
+        [result] = _run(model, image[None], alone=True)
+        return result
 
     def submit(self, model: Model, *images: Pixels) -> "list[asyncio.Future[Result]]":
         """Queue images, uint8 `[height, width, 3]` of the model's size; cancel the future of one to leave it out."""
@@ -110,7 +97,6 @@ class Batcher:
     def close(self) -> None:
         """End the threads, once what they are at is done."""
         self._executor.shutdown(wait=False)
-        self._lone.close()
 
     def _dispatch(self) -> None:
         while self._free and self._waiting and self._is_due() and (batch := self._take()):
@@ -141,14 +127,6 @@ class Batcher:
         images = len(self._waiting) + self._coming + self._running
         return min(self._max_batch, -(-images // self._slots))
 
-    def _prepare_and_run(self, model: Model, prepare: Callable[[], tuple[T, Pixels]]) -> tuple[T, Result]:
-        beside, pixels = prepare()
-        METRICS.queue_seconds.observe(0)
-        # Seen from another thread: whoever comes at this moment runs beside it.
-        alone = self._running == 1 and not self._waiting and not self._coming
-        [result] = _run(model, pixels[None], alone)
-        return beside, result
-
     def _look_again(self) -> None:
         self._timer = None
         self._dispatch()
@@ -167,13 +145,10 @@ class Batcher:
             batch.append(self._waiting.popleft())
         return batch
 
-    def _release(self, images: int) -> None:
-        self._free += 1
-        self._running -= images
-        self._dispatch()
-
     def _deliver(self, batch: list[_Item], run: "asyncio.Future[list[Result]]") -> None:
-        self._release(len(batch))
+        self._free += 1
+        self._running -= len(batch)
+        self._dispatch()
         error = run.exception()
         for index, item in enumerate(batch):
             if item.future.done():

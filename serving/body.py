@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
-from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
 from starlette.requests import Request
 
 from serving.errors import RequestError, draining, malformed, overloaded
 from serving.metrics import METRICS
+from serving.multipart import MultipartError, split_form
 from serving.settings import ServerSettings
 
 _MAX_FIELD_BYTES = 100_000
@@ -165,75 +163,21 @@ def _parameters(header: str) -> dict[str, str]:
 def _parse_form(body: bytes, boundary: str, image_field: str, max_images: int) -> Content:
     if not boundary:
         raise malformed("malformed_multipart", "the multipart body has no boundary in its content type")
-    form = _Form(image_field, max_images)
+    content = Content()
     try:
-        parser = MultipartParser(boundary.encode("latin-1", "replace"), form.callbacks())
-        parser.write(body)
-        parser.finalize()
-    except (FormParserError, ValueError) as error:
-        raise malformed("malformed_multipart", "the multipart body is malformed") from error
-    if not form.complete:
-        raise malformed("malformed_multipart", "the multipart body is cut short")
-    return form.content
-
-
-class _Form:
-    """Collects the parts of a form as the parser finds them."""
-
-    def __init__(self, image_field: str, max_images: int) -> None:
-        self.content = Content()
-        self.complete = False
-        self._image_field = image_field
-        self._max_images = max_images
-        self._parts = 0
-        self._header = b""
-        self._value = b""
-        self._disposition = ""
-        self._chunks: list[bytes] = []
-
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": lambda data, start, end: self._chunks.append(data[start:end]),
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
-
-    def _begin(self) -> None:
-        self._parts += 1
-        if self._parts > self._max_images + _MAX_FIELDS:
-            raise malformed("malformed_multipart", f"the form has more than {self._parts - 1} parts")
-        self._disposition = ""
-        self._chunks = []
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition" and not self._disposition:
-            self._disposition = self._value.decode("utf-8", "replace").replace("\n", " ")
-        self._header = self._value = b""
-
-    def _end(self) -> None:
-        parameters = _parameters(self._disposition)
-        name = parameters.get("name", "")
-        data = b"".join(self._chunks)
-        if name == self._image_field:
-            if len(self.content.images) >= self._max_images:
-                raise too_many(self._max_images)
-            self.content.images.append(Upload(parameters.get("filename", "")[:200], data))
-        else:
-            # What is longer is no parameter of ours, or a wrong one.
-            self.content.parameters[name] = data[:_MAX_FIELD_BYTES].decode("utf-8", "replace")
-
-    def _finish(self) -> None:
-        self.complete = True
+        for part in split_form(body, boundary, max_images + _MAX_FIELDS):
+            parameters = _parameters(part.disposition)
+            name = parameters.get("name", "")
+            if name == image_field:
+                if len(content.images) == max_images:
+                    raise too_many(max_images)
+                content.images.append(Upload(parameters.get("filename", "")[:200], part.data))
+            else:
+                # What is longer is no parameter of ours, or a wrong one.
+                content.parameters[name] = part.data[:_MAX_FIELD_BYTES].decode("utf-8", "replace")
+    except MultipartError as error:
+        raise malformed("malformed_multipart", str(error)) from error
+    return content
 
 
 def _parse_json(body: bytes, image_field: str) -> Content:

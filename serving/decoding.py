@@ -8,9 +8,14 @@ from tailstack.images import BrokenImageError, Pixels, Size, open_image, to_pixe
 MAX_SCANS = 100
 """Encoders write about ten. Each costs a pass over all pixels, and as little as 50 bytes."""
 LARGE_PIXELS = 10_000_000
+QUICK_PIXELS = 500_000
 _JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_COMPRESSED_CHUNKS = (b"zTXt", b"iTXt", b"iCCP")
+"""Of a PNG, with up to a thousand times their size in memory."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _one_large_image = threading.Lock()
 
 
@@ -20,7 +25,7 @@ def decode_safely(data: bytes, size: Size, max_pixels: int) -> Pixels:
     Raises:
         UnsupportedImageError, ImageTooLargeError, BrokenImageError
     """
-    scans = _scans(data) if data.startswith(_JPEG) else 0
+    scans = _walk(data)[0] if data.startswith(_JPEG) else 0
     if scans > MAX_SCANS:
         raise BrokenImageError(f"the JPEG has more than {MAX_SCANS} scans")
     image = open_image(data, max_pixels=max_pixels)
@@ -31,15 +36,30 @@ def decode_safely(data: bytes, size: Size, max_pixels: int) -> Pixels:
         return to_pixels(image, size)
 
 
-def _scans(jpeg: bytes) -> int:
-    """Count the scans of a JPEG, by its markers."""
-    count, position = 0, 2
+def is_quick(data: bytes) -> bool:
+    """Return whether a small file is surely decoded in a few milliseconds, by what its header says."""
+    if data.startswith(_JPEG):
+        scans, pixels = _walk(data)
+        return scans == 1 and pixels <= QUICK_PIXELS
+    if data.startswith(_PNG) and not any(chunk in data for chunk in _COMPRESSED_CHUNKS):
+        # The first chunk is the header, and begins with width and height.
+        return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) <= QUICK_PIXELS
+    return False
+
+
+def _walk(jpeg: bytes) -> tuple[int, int]:
+    """Return the scans and the pixels of a JPEG, by its markers."""
+    scans = pixels = 0
+    position = 2
     while match := _MARKER.search(jpeg, position):
         position = match.end()
         marker = match[1][0]
         if marker == _END_OF_IMAGE:
             break
-        count += marker == _START_OF_SCAN
+        scans += marker == _START_OF_SCAN
+        if marker in _STARTS_OF_FRAME:
+            height, width = jpeg[position + 3 : position + 5], jpeg[position + 5 : position + 7]
+            pixels = max(pixels, int.from_bytes(height) * int.from_bytes(width))
         if marker != _START_OF_IMAGE:
             position += int.from_bytes(jpeg[position : position + 2])
-    return count
+    return scans, pixels

@@ -57,7 +57,6 @@ def configure() -> None:
                 "bentoml": own,
                 # These warn of each malformed request, which is the client's affair; the answer and /metrics tell.
                 "uvicorn.error": {**own, "level": "ERROR"},
-                "python_multipart": {**own, "level": "ERROR"},
                 "PIL": {**own, "level": "CRITICAL"},
             },
             "root": {"handlers": ["stdout"], "level": "WARNING"},

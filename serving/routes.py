@@ -24,7 +24,6 @@ from serving.protocol import (
 )
 from serving.runtime import Model
 from serving.server import Server
-from tailstack.images import Pixels
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": text}
@@ -105,8 +104,8 @@ def add(app: FastAPI, server: Server) -> None:
         async with server.receiver.receive(request) as body, classifier.deadline():
             model = classifier.model
             with classifier.admit(1):
-                read = partial(_read, classifier, model, body, request)
-                options, answer = await classifier.classify_image(model, read)
+                read = partial(_read, model, body, request)
+                options, answer = await classifier.classify_image(model, read, len(body))
                 result = image_result(model, answer, options)
         return _json(
             Classification(
@@ -151,22 +150,18 @@ def add(app: FastAPI, server: Server) -> None:
     app.routes.extend(router.routes)
 
 
-def _read(classifier: Classifier, model: Model, body: bytes, request: Request) -> tuple[Options, Pixels]:
+def _read(model: Model, body: bytes, request: Request) -> tuple[Options, Upload]:
     """Take a request apart, into what it wants to know and its image."""
     content = parse(body, request.headers.get("content-type", ""), "image", max_images=1)
-    pixels = classifier.decode(model, content.images[0])
-    return Options.read(model, request.query_params, content.parameters), pixels
+    return Options.read(model, request.query_params, content.parameters), content.images[0]
 
 
 async def _one(
     classifier: Classifier, model: Model, upload: Upload, options: Options, due: float
 ) -> ImageResult | ImageError:
-    def prepare() -> tuple[None, Pixels]:
-        return None, classifier.decode(model, upload)
-
     try:
         async with classifier.deadline(due):
-            _, answer = await classifier.classify_image(model, prepare)
+            _, answer = await classifier.classify_image(model, lambda: (None, upload), len(upload.data))
             return image_result(model, answer, options)
     except RequestError as error:
         return ImageError(error=error.detail())

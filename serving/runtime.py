@@ -1,8 +1,10 @@
 """The model as the server sees it: loaded, checked, warmed up, and asked for batches of pixels."""
 
 import hashlib
+import math
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from tailstack.session import Device, Tuning
 from tailstack.signature import check_signature, signature_file
 
 Vector = npt.NDArray[np.float32]
-SLOTS_PER_THREAD = 2
-"""On a CPU: while one batch's answers go out and its clients' next requests come in, others keep the core busy."""
+SPARE_SLOTS = 1
+"""On a CPU, beyond one a thread: while a batch's answers go out and its clients' next requests come in, another one
+keeps the core busy. Two more would only make smaller batches, and change threads more often."""
 _TYPES = {INPUT: "uint8", PROBABILITIES: "float32", LEARNER_PROBABILITIES: "float32"}
 
 
@@ -50,6 +53,8 @@ class Model:
     """How many inferences run at a time; a GPU is one queue."""
     class_prior: ClassPrior | None = None
     """The operator's: for which class mix answers are right, where a request names none."""
+    seconds: float = math.inf
+    """That one image took alone, when the file was loaded."""
 
     @classmethod
     def load(
@@ -84,7 +89,7 @@ class Model:
         engine = narrow = open_engine(path, runtime, device, setup.threads, content=content, tuning=setup.tuning)
         slots = 1
         if engine.on_cpu:
-            slots = SLOTS_PER_THREAD * threads
+            slots = threads + SPARE_SLOTS
             if threads > 1:
                 tuning = Tuning(level=setup.level)
                 narrow = open_engine(path, runtime, "cpu", 1, at_once=threads, content=content, tuning=tuning)
@@ -94,7 +99,9 @@ class Model:
         for size in warm_up_sizes(engine.on_cpu, max_batch):
             model._warm_up(path, size, alone=True)
         model._warm_up_side_by_side(path, max_batch)
-        return model
+        start = time.perf_counter()
+        model._warm_up(path, 1, alone=True)
+        return replace(model, seconds=time.perf_counter() - start)
 
     def classify(self, images: Pixels, *, alone: bool = True) -> Answer:
         """Run the graph on uint8 `[batch, height, width, 3]` RGB images of the artifact's `image_size`.

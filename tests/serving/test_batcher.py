@@ -5,7 +5,6 @@ import threading
 from typing import Any, cast
 
 import numpy as np
-import pytest
 
 from serving.batcher import Batcher, Result
 from serving.runtime import Answer, Model
@@ -62,70 +61,30 @@ def test_an_image_beside_which_another_one_comes_has_not_the_cores_to_itself() -
     asyncio.run(main())
 
 
-def test_an_image_is_prepared_and_run_at_once_with_the_cores_to_itself() -> None:
-    async def main() -> None:
-        model, batcher = Noting(), Batcher(16, 4, PATIENCE_S)
-        assert batcher.idle
-        given, result = await batcher.run_at_once(cast("Model", model), lambda: ("given", image(2)))
-        assert (given, int(result.order[0]), model.batches) == ("given", 2, [(1, True)])
-        assert batcher.idle
-
-    asyncio.run(main())
+def test_an_image_is_run_in_the_callers_thread_with_the_cores_to_itself() -> None:
+    model, batcher = Noting(), Batcher(16, 4, PATIENCE_S)
+    assert batcher.idle
+    result = batcher.run_here(cast("Model", model), image(2))
+    assert (int(result.order[0]), result.choices, model.batches) == (2, [2, 2], [(1, True)])
+    assert batcher.idle
 
 
-def test_an_image_that_is_being_prepared_has_company_of_one_that_comes_meanwhile() -> None:
-    async def main() -> None:
-        model, batcher, prepared = Noting(), Batcher(16, 4, PATIENCE_S), threading.Event()
-
-        def prepare() -> tuple[None, Pixels]:
-            prepared.wait(60)
-            return None, image(1)
-
-        model.gate.clear()
-        first = asyncio.create_task(batcher.run_at_once(cast("Model", model), prepare))
-        await asyncio.sleep(0)
-        assert not batcher.idle
-        [second] = submit(batcher, model, 2)
-        prepared.set()
-        while len(model.batches) < 2:
-            await asyncio.sleep(0.001)
-        model.gate.set()
-        assert int((await first)[1].order[0]) == 1
-        assert int((await second).order[0]) == 2
-        assert model.batches == [(1, False), (1, False)]
-
-    asyncio.run(main())
-
-
-def test_a_request_that_is_given_up_keeps_its_slot_until_its_thread_has_ended() -> None:
+def test_a_batcher_is_idle_when_nothing_runs_waits_or_comes() -> None:
     async def main() -> None:
         model, batcher = Noting(), Batcher(16, 1, PATIENCE_S)
+        with batcher.expect():
+            assert not batcher.idle
         model.gate.clear()
-        given_up = asyncio.create_task(batcher.run_at_once(cast("Model", model), lambda: (None, image(1))))
+        [waiting] = submit(batcher, model, 2)
+        assert not batcher.idle
+        waiting.cancel()
         while not model.batches:
             await asyncio.sleep(0.001)
-        given_up.cancel()
-        await asyncio.wait([given_up])
-        [waiting] = submit(batcher, model, 2)
-        await asyncio.sleep(0.01)
+        # Nobody waits for it any more, but its thread is at it.
         assert not batcher.idle
-        assert model.batches == [(1, True)]
         model.gate.set()
-        assert int((await waiting).order[0]) == 2
-        assert batcher.idle
-
-    asyncio.run(main())
-
-
-def test_what_fails_to_be_prepared_leaves_the_batcher_idle() -> None:
-    def fail() -> tuple[None, Pixels]:
-        raise ValueError("no image")
-
-    async def main() -> None:
-        batcher = Batcher(16, 1, PATIENCE_S)
-        with pytest.raises(ValueError, match="no image"):
-            await batcher.run_at_once(cast("Model", Noting()), fail)
-        assert batcher.idle
+        while not batcher.idle:
+            await asyncio.sleep(0.001)
 
     asyncio.run(main())
 

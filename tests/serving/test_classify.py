@@ -237,7 +237,8 @@ def test_a_form_that_is_not_for_one_image(server: str, body: bytes, code: str) -
         (b'{"image": "", "x": [' + b"{}," * 50_000 + b"{}]}", "malformed_json"),
         (b'{"images": ""}', "no_image"),
         (b'{"image": ["", ""]}', "too_many_images"),
-        (b'{"image": "AAAA", "top_k": true}', "unsupported_image"),
+        (b'{"image": "AAAA", "top_k": true}', "bad_top_k"),
+        (b'{"image": "AAAA"}', "unsupported_image"),
     ],
 )
 def test_bad_json_gets_a_reason(server: str, body: bytes, code: str) -> None:

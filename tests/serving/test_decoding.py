@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from PIL.PngImagePlugin import PngImageFile
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from serving import decoding
 from tests.serving.conftest import encoded
@@ -61,3 +61,36 @@ def test_no_pixel_of_a_large_image_is_decoded_before_its_turn(monkeypatch: pytes
     decoding.decode_safely(encoded("PNG", (64, 48)), (8, 8), 10_000)
     assert loads
     assert all(loads)
+
+
+def _png_with(chunk: str) -> bytes:
+    info = PngInfo()
+    if chunk == "iTXt":
+        info.add_itxt("key", "value")
+    else:
+        info.add_text("key", "value", zip=chunk == "zTXt")
+    return encoded("PNG", pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("data", "quick"),
+    [
+        (encoded("JPEG"), True),
+        (encoded("JPEG", (1000, 500)), True),
+        (encoded("JPEG", (1000, 501)), False),
+        (encoded("JPEG", progressive=True), False),
+        (encoded("JPEG")[:100], False),
+        (encoded("PNG"), True),
+        (encoded("PNG", (1000, 500)), True),
+        (encoded("PNG", (1000, 501)), False),
+        (_png_with("tEXt"), True),
+        (_png_with("zTXt"), False),
+        (_png_with("iTXt"), False),
+        (encoded("PNG", icc_profile=b"profile"), False),
+        (encoded("WEBP"), False),
+        (encoded("GIF"), False),
+        (b"", False),
+    ],
+)
+def test_what_is_surely_quick(data: bytes, quick: bool) -> None:
+    assert decoding.is_quick(data) == quick

@@ -13,7 +13,7 @@ import pytest
 
 from export.cheaper import Wanted
 from export.export import export
-from serving.runtime import SLOTS_PER_THREAD, Answer, Model, check_model, warm_up_sizes
+from serving.runtime import SPARE_SLOTS, Answer, Model, check_model, warm_up_sizes
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, Artifact
 from tailstack.engine import open_engine
 from tailstack.engine_onnxruntime import OnnxRuntimeEngine, padded_size, run_bound
@@ -158,7 +158,7 @@ def test_every_slot_has_run_the_largest_batch_before_the_first_request(
 ) -> None:
     """What the runtime takes for them it keeps: a worker takes it when it loads, not at its busiest moment."""
     threads, largest = 2, 4
-    together = Barrier(threads * SLOTS_PER_THREAD)
+    together = Barrier(threads + SPARE_SLOTS)
     classify = Model.classify
 
     def meet(model: Model, images: Pixels, *, alone: bool = True) -> Answer:
