@@ -1,11 +1,16 @@
-"""Our server beside the peers', over HTTP: the same file, picture and cores, one server at a time, in turns."""
+"""Our server beside the peers', over HTTP: the same file, picture and cores, in short turns.
+
+All servers are started once, and sleep but for the one whose turn it is. A machine that is shared is a third slower now
+and then, for seconds or for minutes: only turns that are shorter than that, and many, meet all servers alike.
+"""
 
 import http.client
 import re
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +34,8 @@ OURS, CHEAPER = "tailstack", "tailstack, cheaper file"
 CONCURRENCIES = (1, 8, 32)
 OPEN_SHARE = 0.7
 """Of the weakest server's capacity: the rate of the open loop."""
+OPEN_TURNS = 3
+"""Length of a turn of the open loop, in turns of the closed one: a 99th percentile takes many requests."""
 WARM_UP_S = 1.0
 WARM_UP_CONCURRENCY = 8
 """At most: what a warm-up leaves in the queue when it ends would take time from what is measured."""
@@ -44,6 +51,14 @@ class Contestant:
     serve: Callable[[], AbstractContextManager[Running]]
     path: str
     body: Body
+
+
+@dataclass(frozen=True)
+class Server:
+    """A contestant that has been started, and is asleep."""
+
+    contestant: Contestant
+    running: Running
 
 
 @dataclass(frozen=True)
@@ -85,52 +100,63 @@ def contestants(
     return found
 
 
-def check_answers(servers: Sequence[Contestant]) -> None:
+@contextmanager
+def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
+    """Start all servers, and let them sleep until the block ends.
+
+    Raises:
+        UserError: one doesn't get ready.
+    """
+    with ExitStack() as stack:
+        servers = []
+        for contestant in track(found, "Starting the servers", len(found)):
+            running = stack.enter_context(contestant.serve())
+            stack.enter_context(running.asleep())
+            servers.append(Server(contestant, running))
+        yield servers
+
+
+def check_answers(servers: Sequence[Server]) -> None:
     """See that all servers of the same file give the picture the same label.
 
     Raises:
         UserError: one doesn't.
     """
     labels = {}
-    for server in track(servers, "Asking each server once", len(servers)):
-        with server.serve() as running:
-            labels[server.name] = _label(running.port, server)
+    for server in servers:
+        with server.running.awake():
+            labels[server.contestant.name] = _label(server.running.port, server.contestant)
     different = {name: label for name, label in labels.items() if label != labels[OURS] and name != CHEAPER}
     if different:
         raise UserError(f"{OURS} answers {labels[OURS]!r}, but {different}: they don't do the same work")
 
 
-def measure_closed(servers: Sequence[Contestant], rounds: int, seconds: float) -> list[Row]:
+def measure_closed(servers: Sequence[Server], rounds: int, seconds: float) -> list[Row]:
     """Measure every server at each concurrency, in turns."""
-    turns: dict[tuple[str, int], list[Turn]] = {(server.name, c): [] for server in servers for c in CONCURRENCIES}
+    turns: dict[tuple[str, int], list[Turn]] = defaultdict(list)
     for server in track(in_turns(servers, rounds), "Closed loop", rounds * len(servers)):
-        with server.serve() as running:
+        contestant = server.contestant
+        with server.running.awake():
             for concurrency in CONCURRENCIES:
-                turns[server.name, concurrency].append(closed_turn(running, server, concurrency, seconds))
+                turn = closed_turn(server.running, contestant, concurrency, seconds)
+                turns[contestant.name, concurrency].append(turn)
     rows = []
     for server in servers:
         for concurrency in CONCURRENCIES:
-            own, ours = turns[server.name, concurrency], turns[OURS, concurrency]
-            rows.append(_closed_row(server, concurrency, own, ours))
+            own, ours = turns[server.contestant.name, concurrency], turns[OURS, concurrency]
+            rows.append(_closed_row(server.contestant, concurrency, own, ours))
     return rows
 
 
-def measure_open(servers: Sequence[Contestant], capacity: float, rounds: int, seconds: float) -> list[Row]:
+def measure_open(servers: Sequence[Server], capacity: float, rounds: int, seconds: float) -> list[Row]:
     """Measure how long every server takes at `OPEN_SHARE` of a `capacity` in requests per second, in turns."""
     rate = max(1.0, round(OPEN_SHARE * capacity))
-    reports: dict[str, list[tuple[LoadReport, float]]] = {server.name: [] for server in servers}
+    reports: dict[str, list[tuple[LoadReport, float]]] = defaultdict(list)
     for server in track(in_turns(servers, rounds), f"Open loop, {rate:g} a second", rounds * len(servers)):
-        with tempfile.NamedTemporaryFile() as file, server.serve() as running:
-            file.write(server.body.content)
-            file.flush()
-            load = partial(
-                Load, running.port, file.name, rate=rate, path=server.path, content_type=server.body.content_type
-            )
-            run_load(load(seconds=WARM_UP_S))
-            before = running.cpu_seconds()
-            report = run_load(load(seconds=seconds))
-            reports[server.name].append((report, running.cpu_seconds() - before))
-    return [_open_row(server, rate, reports[server.name], reports[OURS]) for server in servers]
+        with server.running.awake():
+            reports[server.contestant.name].append(_open_turn(server, rate, OPEN_TURNS * seconds))
+    found = [server.contestant for server in servers]
+    return [_open_row(contestant, rate, reports[contestant.name], reports[OURS]) for contestant in found]
 
 
 def capacity_of_weakest(rows: Sequence[Row]) -> float:
@@ -176,6 +202,20 @@ def closed_turn(running: Running, server: Contestant, concurrency: int, seconds:
         print(f"{server.name}: {closed.failures} requests failed at concurrency {concurrency}", flush=True)
     answered = max(1.0, closed.images_per_second * closed.seconds)
     return Turn(closed, 1e3 * (running.cpu_seconds() - before) / answered)
+
+
+def _open_turn(server: Server, rate: float, seconds: float) -> tuple[LoadReport, float]:
+    """Return what the load saw, and the processor time that the server took for it in seconds."""
+    contestant, running = server.contestant, server.running
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(contestant.body.content)
+        file.flush()
+        kind = contestant.body.content_type
+        load = partial(Load, running.port, file.name, rate=rate, path=contestant.path, content_type=kind)
+        run_load(load(seconds=WARM_UP_S))
+        before = running.cpu_seconds()
+        report = run_load(load(seconds=seconds))
+        return report, running.cpu_seconds() - before
 
 
 def _closed_row(server: Contestant, concurrency: int, own: Sequence[Turn], ours: Sequence[Turn]) -> Row:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,37 @@ class Running:
     def cpu_seconds(self) -> float:
         """Return the processor time so far of the server and of all that it started."""
         total = 0.0
-        for process in [self.process, *self.process.children(recursive=True)]:
+        for process in self._family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
         return total
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stop the server's processes until the block ends, so that they take no time from others."""
+        self._send(psutil.Process.suspend)
+        try:
+            yield
+        finally:
+            self._send(psutil.Process.resume)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let a server that is asleep run until the block ends."""
+        self._send(psutil.Process.resume)
+        try:
+            yield
+        finally:
+            self._send(psutil.Process.suspend)
+
+    def _send(self, signal: Callable[[psutil.Process], None]) -> None:
+        for process in self._family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                signal(process)
+
+    def _family(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
 
 
 def install(peer: Peer, environments: Path) -> Path:

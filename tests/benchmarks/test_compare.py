@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from benchmarks import comparison_process
@@ -20,6 +21,7 @@ from benchmarks.comparison_http import (
     contestants,
     measure_closed,
     measure_open,
+    start,
 )
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row
@@ -29,7 +31,9 @@ from benchmarks.peer_server import install
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
+from benchmarks.served import get_status
 from tailstack.errors import UserError
+from tests.serving.conftest import wait_for
 
 ROOT = Path(__file__).parents[2]
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk makes the load: apt-get install wrk")
@@ -55,9 +59,10 @@ def servers(tiny_model: Path, environments: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def rows(servers: list[Contestant]) -> list[Row]:
-    check_answers(servers)
-    closed = measure_closed(servers, rounds=1, seconds=1)
-    return closed + measure_open(servers, min(40.0, capacity_of_weakest(closed)), rounds=1, seconds=1)
+    with start(servers) as started:
+        check_answers(started)
+        closed = measure_closed(started, rounds=1, seconds=1)
+        return closed + measure_open(started, min(40.0, capacity_of_weakest(closed)), rounds=1, seconds=1)
 
 
 @needs_wrk
@@ -74,11 +79,21 @@ def test_every_server_is_measured_at_every_load(rows: list[Row]) -> None:
         assert row["system"] != OURS or row["relative_to_ours"] == 1
 
 
+def test_a_server_sleeps_but_for_its_turn(servers: list[Contestant]) -> None:
+    with start(servers[1:]) as [server]:
+        processes = [server.running.process, *server.running.process.children(recursive=True)]
+        wait_for(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
+        with server.running.awake():
+            assert get_status(server.running.port, "/ready") == 200
+        wait_for(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
+    assert not any(process.is_running() for process in processes)
+
+
 def test_a_server_that_answers_something_else_is_refused(servers: list[Contestant]) -> None:
     ours, peer = servers
     broken = replace(peer, body=form(b"no picture"))
-    with pytest.raises(UserError, match="fastapi answered 500"):
-        check_answers([ours, broken])
+    with start([ours, broken]) as started, pytest.raises(UserError, match="fastapi answered 500"):
+        check_answers(started)
 
 
 def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
