@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 
 from export.cascade import Votes, tempered
 from tailstack.artifact import LEARNERS_USED, PROBABILITIES
-from tailstack.metrics import Labels, Probabilities, expected_calibration_error
+from tailstack.metrics import Labels, Probabilities, class_balanced, expected_calibration_error
 
 _FOLDS = 5
 _LOG_RANGE = (-1.5, 1.5)
@@ -74,8 +74,10 @@ NONE = Calibration((1.0,))
 def fit_calibration(answers: Probabilities, votes: Votes, labels: Labels, stages: int) -> Calibration:
     """Fit temperatures, and keep what helps.
 
-    Each class counts the same, however many images of it validate. Help is a lower negative log-likelihood on images
-    that a temperature was not fitted on, over folds, and in the end a lower calibration error; else it is 1.
+    Each class counts the same, however many images of it validate: most are of large classes, for which a cascade's
+    first learner is as right as it is sure, and would outvote the small ones, for which it isn't. Help is a lower
+    negative log-likelihood on images that a temperature was not fitted on, over folds, and in the end a lower
+    calibration error; else it is 1.
 
     Args:
         answers: the graph's, `[images, classes]`.
@@ -84,13 +86,13 @@ def fit_calibration(answers: Probabilities, votes: Votes, labels: Labels, stages
         stages: numbers of learners that are told apart: all learners of a cascade, or 1.
     """
     logarithms = np.log(np.maximum(answers.astype(np.float64), _TINY))
-    importance = 1 / np.bincount(labels)[labels]
+    importance = class_balanced(labels)
     own = _stages(votes, stages)
     parts = [_Part(logarithms[own == k], labels[own == k], importance[own == k]) for k in range(stages)]
     calibration = Calibration(tuple(part.helpful() for part in parts))
     after = calibration.apply(np.asarray(answers, np.float32), votes)
-    helps = expected_calibration_error(after, labels) < expected_calibration_error(answers, labels)
-    return calibration if helps else Calibration((1.0,) * stages)
+    before, then = (expected_calibration_error(values, labels, weights=importance) for values in (answers, after))
+    return calibration if then < before else Calibration((1.0,) * stages)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def _validated(artifact: Artifact, per_class: Sequence[ClassFigures], pictures: 
         _gate(artifact.evidence) if artifact.evidence else _figures(validation.figures, sets.images),
         "### Calibration",
         f"Calibration error: {calibration.ece_before:.4f} as the plain average of the learners that saw an image, "
-        f"{calibration.ece_after:.4f} with the weights and temperatures of the file ({_temperatures(artifact)}).",
+        f"{calibration.ece_after:.4f} with the weights and temperatures of the file ({_temperatures(artifact)}). "
+        "Each class counts the same.",
         f"![Reliability before and after]({reliability})",
         "### Prediction sets",
         f"For coverages of {coverages} the metadata has the probability that a class has to reach to be in an image's "
@@ -155,7 +156,7 @@ def _gate(evidence: dict[str, Any]) -> str:
         "top1": f"{most:g} points less, 90% sure",
         "balanced": f"{most:g} points less, 90% sure",
         "few": f"{max(FEW_SHOT_POINTS, most):g} points less, 90% sure",
-        "ece": f"{ECE_RISE:g} more",
+        "ece": f"{ECE_RISE:g} more, by image or by class",
     }
     rows = [(NAMES[key], _number(plain[key]), _number(this[key]), limits.get(key, "")) for key in plain]
     expected = f"{evidence['expected_drop']:.2f}, at most {evidence['expected_drop_bound']:.2f} (90% sure)"

@@ -13,6 +13,7 @@ from tailstack.metrics import (
     ClassFigures,
     Labels,
     Probabilities,
+    class_balanced,
     expected_calibration_error,
     groups,
     reliability,
@@ -25,7 +26,7 @@ HEIGHT = 3.6
 def draw_pictures(
     model: Path, before: Probabilities, after: Probabilities, labels: Labels, per_class: Sequence[ClassFigures]
 ) -> list[Path]:
-    """Draw how sure and how right the answers are, and which classes are right how often.
+    """Draw how sure and how right the answers are, each class counting the same, and which classes are right how often.
 
     Args:
         model: the file that the pictures go with.
@@ -43,7 +44,8 @@ def draw_pictures(
             panels, ("plain average", "this file"), (before, after), (VERMILION, BLUE), strict=True
         ):
             draw_reliability(panel, *_bins(answers, labels), colour)
-            panel.set_title(f"{title}: ECE {expected_calibration_error(answers, labels):.4f}")
+            error = expected_calibration_error(answers, labels, weights=class_balanced(labels))
+            panel.set_title(f"{title}: ECE {error:.4f}")
         panels[0].set_ylabel("share that is right")
     _draw_classes(paths[1], [item for item in per_class if item["accuracy"] is not None])
     return paths
@@ -69,7 +71,7 @@ def _bins(
     """Return images, mean confidence and accuracy of every bin, each `[bins]`, as `draw_reliability` takes them."""
     images = np.zeros(CALIBRATION_BINS, np.int64)
     confidence, accuracy = np.zeros((2, CALIBRATION_BINS))
-    for item in reliability(answers, labels):
+    for item in reliability(answers, labels, weights=class_balanced(labels)):
         place = int(np.clip(np.ceil(item["confidence"] * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1))
         images[place], confidence[place], accuracy[place] = item["images"], item["confidence"], item["accuracy"]
     return images, confidence, accuracy

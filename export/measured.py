@@ -18,7 +18,7 @@ from export.validation import file_answers, held_out, run_splits
 from tailstack.artifact import CalibrationCard, ValidationCard
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
-from tailstack.metrics import ClassFigures, Labels, evaluate, expected_calibration_error
+from tailstack.metrics import ClassFigures, Labels, class_balanced, evaluate, expected_calibration_error
 from tailstack.run import RunRecord
 
 
@@ -56,7 +56,10 @@ class Measured:
         temperatures = [self.record.temperature * factor for factor in self.calibration.temperatures]
         if found.get("cascade"):
             found["cascade"] = found["cascade"].model_copy(update={"temperatures": temperatures})
-        before, after = (expected_calibration_error(values, self.labels) for values in (self.average, self.answers))
+        weights = class_balanced(self.labels)
+        before, after = (
+            expected_calibration_error(values, self.labels, weights=weights) for values in (self.average, self.answers)
+        )
         counts = np.array(self.record.class_counts)
         return {
             **found,

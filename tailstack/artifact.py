@@ -94,7 +94,7 @@ class ValidationCard(BaseModel):
 
 
 class CalibrationCard(BaseModel):
-    """Expected calibration error on the images that validate."""
+    """Expected calibration error on the images that validate, of which each class counts the same."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 Probabilities = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 MANY_OVER = 100
 FEW_UNDER = 20
@@ -153,33 +154,61 @@ def top_k(probabilities: Probabilities, labels: Labels, k: int) -> float:
     return hits / len(labels)
 
 
-def expected_calibration_error(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> float:
-    """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017; l1 norm)."""
-    gaps = [
-        item["images"] * abs(item["accuracy"] - item["confidence"]) for item in reliability(probabilities, labels, bins)
-    ]
-    return float(np.sum(gaps) / len(labels))
+def expected_calibration_error(
+    probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS, weights: Weights | None = None
+) -> float:
+    """Return the mean gap between confidence and accuracy over equal-width bins (Guo et al., ICML 2017; l1 norm).
+
+    Args:
+        probabilities: `[images, classes]`.
+        labels: `[images]`.
+        bins: how many.
+        weights: of the images, `[images]`; None counts each the same.
+    """
+    confidence, correct, index = _binned(probabilities, labels, bins)
+    weights = np.ones(len(labels)) if weights is None else weights
+    gaps = np.bincount(index, weights * (correct - confidence), minlength=bins)
+    return float(np.abs(gaps).sum() / weights.sum())
 
 
-def reliability(probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS) -> list[ReliabilityBin]:
-    """Return the bins of a reliability diagram that have images: equal widths of confidence, open on the left."""
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = probabilities.argmax(axis=1) == labels
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+def reliability(
+    probabilities: Probabilities, labels: Labels, bins: int = CALIBRATION_BINS, weights: Weights | None = None
+) -> list[ReliabilityBin]:
+    """Return the bins of a reliability diagram that have images: equal widths of confidence, open on the left.
+
+    Arguments are those of `expected_calibration_error`.
+    """
+    confidence, correct, index = _binned(probabilities, labels, bins)
+    weights = np.ones(len(labels)) if weights is None else weights
     images = np.bincount(index, minlength=bins)
-    sums = [np.bincount(index, weights=values, minlength=bins) for values in (confidence, correct)]
+    total, *sums = [np.bincount(index, weights * values, minlength=bins) for values in (1, confidence, correct)]
     return [
         ReliabilityBin(
-            images=int(images[i]), confidence=float(sums[0][i] / images[i]), accuracy=float(sums[1][i] / images[i])
+            images=int(images[i]), confidence=float(sums[0][i] / total[i]), accuracy=float(sums[1][i] / total[i])
         )
         for i in np.flatnonzero(images)
     ]
+
+
+def class_balanced(labels: Labels) -> Weights:
+    """Return weights of images by which each class counts the same, `[images]`, with sum 1."""
+    weights = 1 / np.bincount(labels)[labels]
+    return np.asarray(weights / weights.sum())
 
 
 def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:
     """Return the mean of -log(probability of the true class), in nats."""
     true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
+
+
+def _binned(
+    probabilities: Probabilities, labels: Labels, bins: int
+) -> tuple[Weights, npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return each image's confidence, whether it is right, and its bin."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    return confidence, correct, np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
 
 def _class_rates(hits: Labels, tested: Labels, answered: Labels) -> tuple[npt.NDArray[np.float64], ...]:

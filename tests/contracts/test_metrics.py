@@ -13,6 +13,7 @@ from sklearn.calibration import calibration_curve
 from tailstack.metrics import (
     CALIBRATION_BINS,
     Accuracy,
+    class_balanced,
     confusion,
     evaluate,
     expected_calibration_error,
@@ -169,3 +170,21 @@ def test_confidence_on_the_edge_of_a_bin() -> None:
     # 1.0 and 1/15 lie in the bins that they close.
     probabilities = np.array([[1.0, 0.0], [0.5, 0.5]])
     assert close(expected_calibration_error(probabilities, np.array([0, 0])), 0.25)
+
+
+def test_an_image_of_weight_two_counts_as_two() -> None:
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(3), 40), rng.integers(0, 3, 40)
+    weights = rng.integers(1, 4, 40)
+    repeated, theirs = np.repeat(probabilities, weights, axis=0), np.repeat(labels, weights)
+    found = expected_calibration_error(probabilities, labels, weights=weights / 7)
+    assert close(found, expected_calibration_error(repeated, theirs))
+    for one, other in zip(
+        reliability(probabilities, labels, weights=weights / 7), reliability(repeated, theirs), strict=True
+    ):
+        assert one["confidence"] == pytest.approx(other["confidence"])
+        assert one["accuracy"] == pytest.approx(other["accuracy"])
+
+
+def test_class_balanced_weights() -> None:
+    np.testing.assert_allclose(class_balanced(np.array([0, 0, 2])), [0.25, 0.25, 0.5])

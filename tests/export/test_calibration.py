@@ -46,7 +46,8 @@ def test_rare_classes_count_as_much_as_frequent_ones() -> None:
     claimed = np.array([0] * 810 + [1] * 90 + [1] * 60 + [0] * 40)
     probabilities = np.where(np.arange(2) == claimed[:, None], 0.9, 0.1).astype(np.float32)
     found = fit_calibration(probabilities, probabilities[:, None], labels, 1).temperatures[0]
-    assert found == 1.0  # the calibration error of all images together would rise
+    # The calibration error of all images together, which are nearly all of class 0, would rise.
+    assert found > 1.5
     even = fit_calibration(probabilities[800:], probabilities[800:, None], labels[800:], 1).temperatures[0]
     # Both classes are right in half of the cases on average.
     assert even > 1.5

@@ -71,7 +71,7 @@ def test_it_shows_the_gate_of_a_cheaper_file(artifact: Artifact) -> None:
     for line in (
         "| top-1 | 0.8000 | 0.7900 | 1.5 points less, 90% sure |",
         "| few-shot | - | - | 1.5 points less, 90% sure |",
-        "| calibration error (ECE) | 0.0200 | 0.0200 | 0.02 more |",
+        "| calibration error (ECE) | 0.0200 | 0.0200 | 0.02 more, by image or by class |",
         "| loss that the plain ensemble expects, points | 0 | 0.25, at most 0.38 (90% sure) | 1.5 at most |",
         "| ms per image, one thread, batch 1 | 8.00 | 2.00 (0.25x) |  |",
         f"| cascade | {artifact.learners[1].name} → {artifact.learners[0].name}; on below 0.875 |",

@@ -227,6 +227,20 @@ def test_labels_object_only_where_they_are_sure() -> None:
     assert few.startswith("few-shot accuracy (90% sure) falls by 3.79 points (limit 2.5)")
 
 
+def test_a_calibration_error_that_is_of_one_class_mix_alone_is_no_objection() -> None:
+    # 900 images of class 0 are right with 0.9, 100 of class 1 with 0.6: on average 0.87, and 0.75 where classes count.
+    labels = np.array([0] * 900 + [1] * 100)
+    claimed = np.array([0] * 810 + [1] * 90 + [1] * 60 + [0] * 40)
+
+    def sure(confidence: float) -> Array:
+        return np.where(np.arange(2) == claimed[:, None], confidence, 1 - confidence).astype(np.float32)
+
+    judge = Judge(sure(0.87), labels, ["a", "b"], np.array([200, 50]), max_drop=0.3)
+    assert judge.objections(sure(0.75)) == []
+    [objection] = judge.objections(sure(0.99))
+    assert objection == "the calibration error (ECE) grows by 0.120 (limit 0.02)"
+
+
 def test_the_bound_on_the_drop_is_above_its_mean_and_closer_with_more_images() -> None:
     blend = Blend((0.5, 0.5), 1.0)
     gaps = []
