@@ -57,7 +57,7 @@ class CompareSettings:
     """Folder of the servers' virtual environments; what is there is used again."""
     output: Path = Path("benchmarks/results")
     """Folder for compare.json, compare.md and compare.png."""
-    rounds: int = 12
+    rounds: int = 8
     """Turns of each system."""
     seconds: float = 1.0
     """Length of a turn of the closed loop; in process it is half of it, in the open loop three times as long."""
