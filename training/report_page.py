@@ -181,7 +181,9 @@ def tables(groups: Sequence[Group], reference: Reference) -> list[str]:
     error = test_error(groups)
     noise = f" The test images alone leave a standard error of up to {error:.4f}." if error is not None else ""
     seeds = any(len(series.cells) > 1 for group in groups for series in group.series.values())
-    spread = " `±` is the standard deviation over seeds." if seeds else " One seed each."
+    spread = (
+        " `±` is the standard deviation over seeds; a figure without is of one seed." if seeds else " One seed each."
+    )
     parts = [
         "## Techniques by imbalance ratio",
         f"Top-1 on the test split; the ratio is smallest class / largest class.{spread}{noise}",
