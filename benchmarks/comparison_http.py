@@ -1,16 +1,18 @@
 """Our server beside the peers', over HTTP: the same file, picture and cores, in short turns.
 
-All servers are started once, and sleep but for the one whose turn it is. A machine that is shared is a third slower now
-and then, for seconds or for minutes: only turns that are shorter than that, and many, meet all servers alike.
+All servers are started once. Most of them rest while it isn't their turn; those that don't are stopped meanwhile. A
+machine that is shared is a third slower now and then, for seconds or for minutes: only turns that are shorter than
+that, and many, meet all servers alike.
 """
 
 import http.client
 import re
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,9 @@ OPEN_SHARE = 0.7
 OPEN_TURNS = 3
 """Length of a turn of the open loop, in turns of the closed one: a 99th percentile takes many requests."""
 WARM_UP_S = 1.0
+DRAIN_S = 0.5
+"""32 requests that the load left take the slowest server 0.3 s. One that was stopped in the middle of them would take
+itself for slow: BentoML's dispatcher then refused half of what came next."""
 WARM_UP_CONCURRENCY = 8
 """At most: what a warm-up leaves in the queue when it ends would take time from what is measured."""
 _LABEL = re.compile(r'label[\\":\s]+([^"\\]+)')
@@ -55,10 +60,19 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Server:
-    """A contestant that has been started, and is asleep."""
+    """A contestant that has been started."""
 
     contestant: Contestant
     running: Running
+    restless: bool
+    """Whether it is asleep but for its turns."""
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let it run until the block ends, and until it has answered what that left in its queue."""
+        with self.running.awake() if self.restless else nullcontext():
+            yield
+            time.sleep(DRAIN_S)
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ def contestants(
 
 @contextmanager
 def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
-    """Start all servers, and let them sleep until the block ends.
+    """Start all servers, until the block ends; the restless ones sleep.
 
     Raises:
         UserError: one doesn't get ready.
@@ -111,8 +125,10 @@ def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
         servers = []
         for contestant in track(found, "Starting the servers", len(found)):
             running = stack.enter_context(contestant.serve())
-            stack.enter_context(running.asleep())
-            servers.append(Server(contestant, running))
+            server = Server(contestant, running, running.is_restless())
+            if server.restless:
+                stack.enter_context(running.asleep())
+            servers.append(server)
         yield servers
 
 
@@ -124,7 +140,7 @@ def check_answers(servers: Sequence[Server]) -> None:
     """
     labels = {}
     for server in servers:
-        with server.running.awake():
+        with server.turn():
             labels[server.contestant.name] = _label(server.running.port, server.contestant)
     different = {name: label for name, label in labels.items() if label != labels[OURS] and name != CHEAPER}
     if different:
@@ -136,7 +152,7 @@ def measure_closed(servers: Sequence[Server], rounds: int, seconds: float) -> li
     turns: dict[tuple[str, int], list[Turn]] = defaultdict(list)
     for server in track(in_turns(servers, rounds), "Closed loop", rounds * len(servers)):
         contestant = server.contestant
-        with server.running.awake():
+        with server.turn():
             for concurrency in CONCURRENCIES:
                 turn = closed_turn(server.running, contestant, concurrency, seconds)
                 turns[contestant.name, concurrency].append(turn)
@@ -153,7 +169,7 @@ def measure_open(servers: Sequence[Server], capacity: float, rounds: int, second
     rate = max(1.0, round(OPEN_SHARE * capacity))
     reports: dict[str, list[tuple[LoadReport, float]]] = defaultdict(list)
     for server in track(in_turns(servers, rounds), f"Open loop, {rate:g} a second", rounds * len(servers)):
-        with server.running.awake():
+        with server.turn():
             reports[server.contestant.name].append(_open_turn(server, rate, OPEN_TURNS * seconds))
     found = [server.contestant for server in servers]
     return [_open_row(contestant, rate, reports[contestant.name], reports[OURS]) for contestant in found]

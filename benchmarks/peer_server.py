@@ -20,8 +20,8 @@ from tailstack.errors import UserError
 
 FOLDER = Path(__file__).with_name("peers")
 """Working directory of the peers, and where they find their modules."""
-DRAIN_S = 0.5
-"""Beyond a turn: 32 requests that the load left take the slowest server 0.3 s."""
+RESTLESS_CORES = 0.02
+_REST_S = 1.0
 _DONE = ".installed"
 _LOOK_S = 0.1
 
@@ -53,14 +53,19 @@ class Running:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Let a server that is asleep run until the block ends, and what is left in its queue is done."""
+        """Let a server that is asleep run until the block ends."""
         self._send(psutil.Process.resume)
         try:
             yield
         finally:
-            # Stopped in the middle of a batch, BentoML's dispatcher would take it for slow, and refuse the next ones.
-            time.sleep(DRAIN_S)
             self._send(psutil.Process.suspend)
+
+    def is_restless(self) -> bool:
+        """Return whether the server takes time while nobody asks it anything."""
+        time.sleep(_REST_S)
+        before = self.cpu_seconds()
+        time.sleep(_REST_S)
+        return self.cpu_seconds() - before > RESTLESS_CORES * _REST_S
 
     def _send(self, signal: Callable[[psutil.Process], None]) -> None:
         for process in self._family():

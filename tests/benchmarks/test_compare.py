@@ -79,11 +79,12 @@ def test_every_server_is_measured_at_every_load(rows: list[Row]) -> None:
         assert row["system"] != OURS or row["relative_to_ours"] == 1
 
 
-def test_a_server_sleeps_but_for_its_turn(servers: list[Contestant]) -> None:
+def test_a_restless_server_sleeps_but_for_its_turn(servers: list[Contestant], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.peer_server.RESTLESS_CORES", -1.0)
     with start(servers[1:]) as [server]:
         processes = [server.running.process, *server.running.process.children(recursive=True)]
         wait_for(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
-        with server.running.awake():
+        with server.turn():
             assert get_status(server.running.port, "/ready") == 200
         wait_for(lambda: {process.status() for process in processes} == {psutil.STATUS_STOPPED})
     assert not any(process.is_running() for process in processes)
