@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,14 +65,19 @@ class Server:
     contestant: Contestant
     running: Running
     restless: bool
-    """Whether it is asleep but for its turns."""
+    """Whether it is paused but for its turns."""
 
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Let it run until the block ends, and until it has answered what that left in its queue."""
-        with self.running.awake() if self.restless else nullcontext():
+        if self.restless:
+            self.running.resume()
+        try:
             yield
             time.sleep(DRAIN_S)
+        finally:
+            if self.restless:
+                self.running.pause()
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def contestants(
 
 @contextmanager
 def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
-    """Start all servers, until the block ends; the restless ones sleep.
+    """Start all servers, until the block ends; the restless ones are paused.
 
     Raises:
         UserError: one doesn't get ready.
@@ -127,7 +132,9 @@ def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
             running = stack.enter_context(contestant.serve())
             server = Server(contestant, running, running.is_restless())
             if server.restless:
-                stack.enter_context(running.asleep())
+                running.pause()
+                # One that is paused would not end.
+                stack.callback(running.resume)
             servers.append(server)
         yield servers
 

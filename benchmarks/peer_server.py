@@ -42,23 +42,13 @@ class Running:
                 total += times.user + times.system
         return total
 
-    @contextmanager
-    def asleep(self) -> Iterator[None]:
-        """Stop the server's processes until the block ends, so that they take no time from others."""
+    def pause(self) -> None:
+        """Stop the server's processes, so that they take no time from others."""
         self._send(psutil.Process.suspend)
-        try:
-            yield
-        finally:
-            self._send(psutil.Process.resume)
 
-    @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Let a server that is asleep run until the block ends."""
+    def resume(self) -> None:
+        """Let them go on."""
         self._send(psutil.Process.resume)
-        try:
-            yield
-        finally:
-            self._send(psutil.Process.suspend)
 
     def is_restless(self) -> bool:
         """Return whether the server takes time while nobody asks it anything."""

@@ -7,6 +7,7 @@ other image is run so.
 """
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -114,6 +115,8 @@ class Classifier:
         """
         # What came in at the same moment is counted in the loop's next round.
         await asyncio.sleep(0)
+        # Perhaps it is wanted here, and then in a thread.
+        read = functools.cache(read)
         if self._is_alone() and body_bytes <= QUICK_BYTES and model.seconds <= QUICK_S:
             beside, upload = read()
             if is_quick(upload.data):

@@ -107,3 +107,19 @@ def test_a_broken_image_is_refused_and_leaves_the_next_one_alone() -> None:
         return model.on_loop
 
     assert asyncio.run(main()) == [True]
+
+
+def test_a_body_is_read_once_wherever_its_image_is_run() -> None:
+    async def main(data: bytes) -> int:
+        model, reads = Noting(), []
+
+        def read() -> tuple[None, Upload]:
+            reads.append(data)
+            return None, Upload("", data)
+
+        async with classifier_of(model) as classifier:
+            with classifier.admit(1):
+                await classifier.classify_image(cast("Model", model), read, len(data))
+        return len(reads)
+
+    assert [asyncio.run(main(encoded(kind))) for kind in ("PNG", "WEBP")] == [1, 1]
