@@ -21,8 +21,9 @@ from rich.markdown import Markdown
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
 from benchmarks.accuracy import check_match
+from benchmarks.comparison_places import beside_earlier, with_places
 from benchmarks.comparison_report import draw, markdown
-from benchmarks.comparison_rows import Row
+from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import make_picture
@@ -55,6 +56,8 @@ class CompareSettings:
     """Whether to measure in process too."""
     environments: Path = Path("runs/peers")
     """Folder of the servers' virtual environments; what is there is used again."""
+    earlier: Path | None = None
+    """The compare.json of an earlier run: the page then says whether the same systems are ahead."""
     output: Path = Path("benchmarks/results")
     """Folder for compare.json, compare.md and compare.png."""
     rounds: int = 8
@@ -77,7 +80,11 @@ def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any]
     store = datastores.load(settings.datastore)
     check_match(model.artifact, store)
     rows: list[Row] = []
-    notes: list[str] = []
+    notes = [
+        "A place is 1, and 1 more for each system that is faster in so many rounds that chance doesn't explain it "
+        "(sign test, 5%). Systems that share one can't be told apart."
+    ]
+    earlier = read_rows(settings.earlier) if settings.earlier else None
     busy = cores_of_others()
     if settings.in_process:
         photos = _photos(store.test, model)
@@ -91,7 +98,9 @@ def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any]
             f"{over_http.OPEN_SHARE:.0%} of what the slowest server manages, and counts a request's wait from when it "
             "was due."
         )
-    return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
+    if earlier is not None:
+        notes.append(beside_earlier(rows, earlier))
+    return with_places(rows), {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
 
 
 def _over_http(settings: CompareSettings, cores: int) -> list[Row]:

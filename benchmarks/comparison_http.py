@@ -254,6 +254,8 @@ def _closed_row(server: Contestant, concurrency: int, own: Sequence[Turn], ours:
         p99_ms=statistics.median(turn.closed.p99_ms for turn in own),
         server_cpu_ms_per_request=statistics.median(turn.server_cpu_ms for turn in own),
         relative_to_ours=statistics.median(rate / base for rate, base in pairs),
+        rounds=rates,
+        place=None,
     )
 
 
@@ -275,4 +277,6 @@ def _open_row(
         p99_ms=float(p99),
         server_cpu_ms_per_request=1e3 * sum(cpu for _, cpu in own) / answered,
         relative_to_ours=statistics.median(a / b.rate for a, (b, _) in zip(rates, ours, strict=True)),
+        rounds=rates,
+        place=None,
     )

@@ -18,7 +18,7 @@ _TITLES = {
     OPEN_LOOP: "Over HTTP, so many requests a second whether or not the server follows",
 }
 _OURS, _PEERS = "#0072B2", "#9A9A9A"
-_HEADER = ("", "version", "at", "images/s", "beside ours", "p50 ms", "p99 ms", "server CPU ms")
+_HEADER = ("", "version", "at", "place", "images/s", "beside ours", "p50 ms", "p99 ms", "server CPU ms")
 
 
 def markdown(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str]) -> str:
@@ -65,11 +65,12 @@ def _bars(axes: Axes, where: str, at: float, part: Sequence[Row]) -> None:
 
 
 def _line(row: Row) -> list[str]:
-    cpu = row["server_cpu_ms_per_request"]
+    cpu, place = row["server_cpu_ms_per_request"], row["place"]
     return [
         row["system"],
         row["version"],
         f"{row['batch_or_concurrency']:g}",
+        "-" if place is None else f"{place}",
         f"{row['images_per_second']:.1f}",
         f"{row['relative_to_ours']:.2f}",
         f"{row['p50_ms']:.1f}",

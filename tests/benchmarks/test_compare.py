@@ -23,8 +23,9 @@ from benchmarks.comparison_http import (
     measure_open,
     start,
 )
+from benchmarks.comparison_places import beside_earlier, is_ahead, with_places
 from benchmarks.comparison_report import draw, markdown
-from benchmarks.comparison_rows import Row
+from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.http_load import form
 from benchmarks.machine import describe_machine
 from benchmarks.peer_server import install
@@ -140,3 +141,42 @@ def test_mistakes_are_named(flags: list[str], message: str, tiny_datastore: Path
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def row_of(system: str, rounds: list[float]) -> Row:
+    return Row(
+        where="http",
+        system=system,
+        version="1",
+        batch_or_concurrency=8,
+        images_per_second=rounds[0],
+        p50_ms=1.0,
+        p99_ms=2.0,
+        server_cpu_ms_per_request=1.0,
+        relative_to_ours=1.0,
+        rounds=rounds,
+        place=None,
+    )
+
+
+def test_places_are_shared_where_chance_explains_who_is_faster() -> None:
+    # Of 8 rounds, 7 are the fewest that a fair coin gives in less than 5% of all cases: 9 of 256.
+    first, second = row_of("a", [10.0] * 8), row_of("b", [9.0] * 6 + [11.0] * 2)
+    third = row_of("c", [9.0] * 7 + [11.0])
+    assert [row["place"] for row in with_places([first, second, third])] == [1, 1, 2]
+    assert is_ahead(first, third)
+    assert not is_ahead(first, first)
+    opened = Row(**{**third, "where": "http, open loop"})
+    assert with_places([opened])[0]["place"] is None
+
+
+def test_an_earlier_run_says_which_order_it_had(tmp_path: Path) -> None:
+    now = [row_of("a", [10.0] * 8), row_of("b", [9.0] * 8), row_of("c", [8.0] * 8)]
+    assert beside_earlier(now, now).endswith("3 pairs of systems are ordered in both, 0 of them otherwise.")
+    then = [row_of("a", [8.5] * 8), row_of("b", [9.0] * 8), row_of("c", [8.0] * 8)]
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps(then))
+    assert beside_earlier(now, read_rows(path)).endswith("1 of them otherwise: b was ahead of a (http, 8).")
+    path.write_text('[{"where": "http"}]')
+    with pytest.raises(UserError, match="with the rounds of each row"):
+        read_rows(path)
