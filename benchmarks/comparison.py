@@ -21,7 +21,7 @@ from rich.markdown import Markdown
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
 from benchmarks.accuracy import check_match
-from benchmarks.comparison_places import beside_earlier, with_places
+from benchmarks.comparison_places import beside_earlier
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.machine import cores_of_others, describe_machine
@@ -100,7 +100,7 @@ def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any]
         )
     if earlier is not None:
         notes.append(beside_earlier(rows, earlier))
-    return with_places(rows), {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
+    return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
 
 
 def _over_http(settings: CompareSettings, cores: int) -> list[Row]:

@@ -255,7 +255,6 @@ def _closed_row(server: Contestant, concurrency: int, own: Sequence[Turn], ours:
         server_cpu_ms_per_request=statistics.median(turn.server_cpu_ms for turn in own),
         relative_to_ours=statistics.median(rate / base for rate, base in pairs),
         rounds=rates,
-        place=None,
     )
 
 
@@ -278,5 +277,4 @@ def _open_row(
         server_cpu_ms_per_request=1e3 * sum(cpu for _, cpu in own) / answered,
         relative_to_ours=statistics.median(a / b.rate for a, (b, _) in zip(rates, ours, strict=True)),
         rounds=rates,
-        place=None,
     )

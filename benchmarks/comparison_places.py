@@ -24,12 +24,9 @@ def is_ahead(one: Row, other: Row) -> bool:
     return bool(binomtest(wins, len(rounds), alternative="greater").pvalue <= _DOUBT)
 
 
-def with_places(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with each system's place among those at the same load: 1, and 1 more for each that is ahead.
-
-    In the open loop, where all answer what they are sent, there are none.
-    """
-    return [{**row, "place": None if row["where"] == OPEN_LOOP else _place(row, rows)} for row in rows]
+def place(row: Row, rows: Sequence[Row]) -> int:
+    """Return a row's place among those of `rows` at the same load: 1, and 1 more for each that is ahead."""
+    return 1 + sum(is_ahead(other, row) for other in rows if _load(other) == _load(row))
 
 
 def beside_earlier(rows: Sequence[Row], earlier: Sequence[Row]) -> str:
@@ -43,10 +40,6 @@ def beside_earlier(rows: Sequence[Row], earlier: Sequence[Row]) -> str:
     ]
     text = f"Beside an earlier run: {len(both)} pairs of systems are ordered in both, {len(turned)} of them otherwise"
     return f"{text}: {'; '.join(turned)}." if turned else f"{text}."
-
-
-def _place(row: Row, rows: Sequence[Row]) -> int:
-    return 1 + sum(is_ahead(other, row) for other in rows if _load(other) == _load(row))
 
 
 def _order(rows: Sequence[Row]) -> dict[tuple[str, float, str, str], str]:

@@ -113,7 +113,6 @@ def _row(name: str, batch: int, timing: Timing, ours: Timing) -> Row:
         server_cpu_ms_per_request=None,
         relative_to_ours=statistics.median(a / b for a, b in zip(timing.rates(), ours.rates(), strict=True)),
         rounds=timing.rates(),
-        place=None,
     )
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.comparison_places import place
 from benchmarks.comparison_rows import HTTP, IN_PROCESS, OPEN_LOOP, Row
 from benchmarks.report import machine_line, table
 from tailstack.files import whole_file
@@ -25,7 +26,9 @@ def markdown(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[st
     """Return the page: one table for each way of measuring, notes, and what it was measured on."""
     sections = ["# Beside what you would use instead"]
     for where, title in _TITLES.items():
-        lines = [_line(row) for row in _part(rows, where)]
+        part = _part(rows, where)
+        # In the open loop all answer what they are sent.
+        lines = [_line(row, "-" if where == OPEN_LOOP else str(place(row, part))) for row in part]
         if lines:
             sections.append(table(_HEADER, lines, title))
     return "\n\n".join([*sections, *notes, machine_line({"machine": machine})]) + "\n"
@@ -40,8 +43,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     ]
     figure = Figure(figsize=(12, 3.4 * -(-len(panels) // 2)), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (where, at, part) in enumerate(panels, start=1):
-        _bars(figure.add_subplot(-(-len(panels) // 2), 2, place), where, at, part)
+    for number, (where, at, part) in enumerate(panels, start=1):
+        _bars(figure.add_subplot(-(-len(panels) // 2), 2, number), where, at, part)
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
@@ -64,13 +67,13 @@ def _bars(axes: Axes, where: str, at: float, part: Sequence[Row]) -> None:
     axes.set_title(title[where], fontsize=10)
 
 
-def _line(row: Row) -> list[str]:
-    cpu, place = row["server_cpu_ms_per_request"], row["place"]
+def _line(row: Row, rank: str) -> list[str]:
+    cpu = row["server_cpu_ms_per_request"]
     return [
         row["system"],
         row["version"],
         f"{row['batch_or_concurrency']:g}",
-        "-" if place is None else f"{place}",
+        rank,
         f"{row['images_per_second']:.1f}",
         f"{row['relative_to_ours']:.2f}",
         f"{row['p50_ms']:.1f}",

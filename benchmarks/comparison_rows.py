@@ -28,8 +28,6 @@ class Row(TypedDict):
     """Images per second beside ours, the median of the rounds' ratios."""
     rounds: list[float]
     """Images per second of each round."""
-    place: int | None
-    """Among the systems at the same load, by `benchmarks.comparison_places`; None in the open loop."""
 
 
 def read_rows(path: Path) -> list[Row]:

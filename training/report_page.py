@@ -26,7 +26,7 @@ from training.report_tables import (
     with_std,
 )
 from training.settings import FitSettings
-from training.techniques import Recipe, completed
+from training.techniques import TECHNIQUES, Recipe, completed
 
 WORST = 8
 """Classes that are listed as suffering."""
@@ -34,7 +34,13 @@ ASKED = (5, 10, 20, 50, 100, 200, 500, 1000)
 """Counts of images whose doubling is worth a line."""
 LEAST = 0.005
 """Gain from which it is a whole point."""
-_OF_A_CELL = {"technique", "seed", *NOT_SWEPT, *Recipe.__dataclass_fields__}
+_OF_TECHNIQUES = {
+    name
+    for name in Recipe.__dataclass_fields__
+    if any(getattr(technique.recipe, name) != getattr(Recipe(), name) for technique in TECHNIQUES.values())
+}
+"""Settings that tell techniques apart, such as the loss: the others of a recipe are the same for all."""
+_OF_A_CELL = {"technique", "seed", *NOT_SWEPT, *_OF_TECHNIQUES}
 
 
 def opening(groups: Sequence[Group], choice: Choice | None) -> list[str]:
@@ -231,7 +237,6 @@ def conditions(cells: Sequence[Cell], groups: Sequence[Group]) -> list[str]:
         "## How it was measured",
         f"{len(cells)} cells. Settings of all: {given or 'none'}. Versions: {versions}.",
         *_different_settings(differing, groups),
-        *_different_recipes(groups),
     ]
 
 
@@ -251,20 +256,6 @@ def _different_settings(differing: Sequence[str], groups: Sequence[Group]) -> li
             "A difference between techniques may come from that.**",
         )
     return lines
-
-
-def _different_recipes(groups: Sequence[Group]) -> list[str]:
-    """Say what differs by ratio among the settings that a technique chooses: told by one that all ratios have."""
-    names = [name for name in groups[0].series if all(name in group.series for group in groups)]
-    if not names:
-        return []
-    own = [group.series[names[0]].cells for group in groups]
-    by_setting = {setting: _at_ratios(setting, groups, own) for setting in Recipe.__dataclass_fields__}
-    return [
-        f"`{setting}` of `{names[0]}` is {_enumerated(values)}."
-        for setting, values in by_setting.items()
-        if len({value.split(" at ")[0] for value in values}) > 1
-    ]
 
 
 def _at_ratios(setting: str, groups: Sequence[Group], cells: Sequence[Sequence[Cell]]) -> list[str]:

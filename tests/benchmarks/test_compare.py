@@ -23,7 +23,7 @@ from benchmarks.comparison_http import (
     measure_open,
     start,
 )
-from benchmarks.comparison_places import beside_earlier, is_ahead, with_places
+from benchmarks.comparison_places import beside_earlier, is_ahead, place
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.http_load import form
@@ -155,7 +155,6 @@ def row_of(system: str, rounds: list[float]) -> Row:
         server_cpu_ms_per_request=1.0,
         relative_to_ours=1.0,
         rounds=rounds,
-        place=None,
     )
 
 
@@ -163,11 +162,10 @@ def test_places_are_shared_where_chance_explains_who_is_faster() -> None:
     # Of 8 rounds, 7 are the fewest that a fair coin gives in less than 5% of all cases: 9 of 256.
     first, second = row_of("a", [10.0] * 8), row_of("b", [9.0] * 6 + [11.0] * 2)
     third = row_of("c", [9.0] * 7 + [11.0])
-    assert [row["place"] for row in with_places([first, second, third])] == [1, 1, 2]
+    rows = [first, second, third]
+    assert [place(row, rows) for row in rows] == [1, 1, 2]
     assert is_ahead(first, third)
     assert not is_ahead(first, first)
-    opened = Row(**{**third, "where": "http, open loop"})
-    assert with_places([opened])[0]["place"] is None
 
 
 def test_an_earlier_run_says_which_order_it_had(tmp_path: Path) -> None:

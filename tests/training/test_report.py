@@ -295,9 +295,12 @@ def test_cells_that_were_trained_differently_are_told(tmp_path: Path) -> None:
     assert "`epochs` is 5 at ratio 0.1 and 9 at ratio 0.02, for all techniques of a ratio." in by_ratio
     assert "Not all cells were trained alike" not in by_ratio
     grown = [small(ratios=(ratio,), seeds=(0,), grow_from=pixels) for ratio, pixels in ((0.1, 64), (0.02, 0))]
-    assert "`grow_from` of `baseline` is 64 at ratio 0.1 and 0 at ratio 0.02." in write(
+    assert "`grow_from` is 64 at ratio 0.1 and 0 at ratio 0.02, for all techniques of a ratio." in write(
         tmp_path / "grown", [*grown[0], *grown[1]]
     )
+    slower = small(techniques=("tailstack",), seeds=(0,), body_lr=0.3)
+    by_hand = write(tmp_path / "slower", [*small(techniques=("baseline",), seeds=(0,), body_lr=1.0), *slower])
+    assert "they differ in body_lr." in by_hand
 
 
 def test_bins_over_seeds_give_the_calibration_error() -> None:
