@@ -72,7 +72,7 @@ class FitSettings:
     lr: float = 1e-3
     """Peak of the learning rate, which rises in the warm-up and then falls to zero along a cosine."""
     body_lr: float | None = None
-    """Learning rate of the pretrained body, as a share of the head's."""
+    """Learning rate of the body, as a share of the head's: 0.3, or 1 for one that isn't pretrained."""
     warm_up: float = 0.25
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05

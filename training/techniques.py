@@ -19,7 +19,7 @@ class Recipe:
     loss: Loss = "none"
     tau: Sequence[float] = (1.0,)
     deferred: float = 0.0
-    body_lr: float = 1.0
+    body_lr: float = 0.3  # of a pretrained body; see `recipe_of`
     ema: float = 0.0
     grow_from: int = 0
     freeze: float = 0.0
@@ -123,12 +123,15 @@ def find_technique(name: str) -> Technique:
 def recipe_of(settings: FitSettings) -> Recipe:
     """Return the technique's recipe, with what the user chose otherwise.
 
+    A body that starts from random weights has as much to learn as the head, and learns as fast.
+
     Raises:
         UserError: there is no such technique.
     """
     names = [item.name for item in dataclasses.fields(Recipe)]
     chosen = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    return dataclasses.replace(find_technique(settings.technique).recipe, **chosen)
+    untaught = {} if settings.pretrained else {"body_lr": 1.0}
+    return dataclasses.replace(find_technique(settings.technique).recipe, **{**untaught, **chosen})
 
 
 def completed(settings: FitSettings) -> FitSettings:

@@ -105,6 +105,16 @@ def test_what_the_user_chooses_goes_over_the_recipe() -> None:
     assert [plan.tau for plan in plans] == [1.0, 2.0, 1.0]
 
 
+def test_only_a_pretrained_body_learns_more_slowly_than_its_head() -> None:
+    def body_lr(**values: object) -> float:
+        (share,) = {plan.recipe.body_lr for plan in plan_learners(settings(**values), LABELS)}
+        return share
+
+    assert body_lr() == body_lr(technique="ldam") == 0.3
+    assert body_lr(pretrained=False) == 1
+    assert body_lr(pretrained=False, body_lr=0.1) == body_lr(body_lr=0.1) == 0.1
+
+
 def test_balancing_copies_the_whole_part_and_draws_the_fraction() -> None:
     # Rates 4 / (6, 3, 2): 2/3, 4/3, 2.
     copies = np.bincount(balanced_copies(LABELS, 4, seed=0), minlength=len(LABELS))
