@@ -130,8 +130,8 @@ def recipe_of(settings: FitSettings) -> Recipe:
     """
     names = [item.name for item in dataclasses.fields(Recipe)]
     chosen = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
-    untaught = {} if settings.pretrained else {"body_lr": 1.0}
-    return dataclasses.replace(find_technique(settings.technique).recipe, **{**untaught, **chosen})
+    from_scratch = {} if settings.pretrained else {"body_lr": 1.0}
+    return dataclasses.replace(find_technique(settings.technique).recipe, **{**from_scratch, **chosen})
 
 
 def completed(settings: FitSettings) -> FitSettings:
