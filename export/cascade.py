@@ -60,7 +60,11 @@ class Cascade:
 
     def used(self, means: Votes) -> Counts:
         """Return how many learners see each image, int64 `[images]`, from `partial_means`."""
-        sure = means[:, :-1].max(axis=2) >= np.array(self.thresholds, np.float32)
+        return self.used_by(means.max(axis=2))
+
+    def used_by(self, confidences: npt.NDArray[np.float32]) -> Counts:
+        """Return the same from the highest of the means, `[images, learners]`."""
+        sure = confidences[:, :-1] >= np.array(self.thresholds, np.float32)
         # Whoever is last answers, sure or not.
         return np.asarray(np.pad(sure, ((0, 0), (0, 1)), constant_values=True).argmax(axis=1) + 1, np.int64)
 

@@ -11,10 +11,11 @@ import onnx
 import torch
 
 from export import MAX_ACCURACY_DROP
-from export.cascade import Blend, Cascade, Votes
+from export.cascade import Blend, Cascade, Votes, partial_means
 from export.forms import COST_BATCHES, Form, FormMaker
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
+from export.risk import StopRisk
 from export.search import Choice, choose
 from export.validation import Voters, calibration_batches, run_splits
 from tailstack.artifact import LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
@@ -114,24 +115,34 @@ class CheaperGraph:
 
     def _evidence(self, path: Path, answers: Probabilities, votes: Votes) -> dict[str, Any]:
         """Judge the file beside the plain graph."""
-        objections = self.judge.objections(answers)
+        objections = self.judge.objections(answers, stops_judged=self.cascade is not None)
         if objections:
             raise UserError(f"the release gate refuses this graph: {'; '.join(objections)}; no file was written")
         named = list(zip(self.record.learners, self.forms, strict=True))
+        expected, bound = self._expected(answers)
         return {
             "split": "validation",
             "images": len(self.judge.labels),
             "max_accuracy_drop": self.judge.max_drop,
             "plain": self.judge.figures(self.judge.plain),
             "this": self.judge.figures(answers),
-            "expected_drop": self.judge.expected_drop(answers),
-            "expected_drop_bound": self.judge.expected_drop_bound(answers),
+            "expected_drop": expected,
+            "expected_drop_bound": bound,
             "learners_used": float(votes.any(axis=2).sum(axis=1).mean()),
             "forms": {learner.name: form.text for learner, form in named},
             "in_float": {learner.name: list(form.in_float) for learner, form in named if form.in_float},
             "without_int8": self.without_int8,
             "cost": self._cost(path),
         }
+
+    def _expected(self, answers: Probabilities) -> tuple[float, float]:
+        """Return the points that are expected to be lost, and those that are at most, with 90% confidence."""
+        if self.cascade is None:
+            return self.judge.expected_drop(answers), self.judge.expected_drop_bound(answers)
+        votes = np.stack([form.votes for form in self.forms], axis=1)
+        means = partial_means(votes, self.blend.weights, self.cascade.order)
+        risk, used = StopRisk.fit(means, self.judge), self.cascade.used(means)
+        return risk.expected(used), risk.bound(used)
 
     def _cost(self, path: Path) -> dict[str, dict[str, float]]:
         """Return `relative_cost` on one thread by batch size; empty for fp16, which is slower on a CPU than fp32."""
@@ -153,8 +164,15 @@ def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ense
     maker = FormMaker(validation, record.image_size)
     blend = Blend(tuple(record.weights), record.temperature)
     exact = [maker.in_float(cast(Learner, network)) for network in ensemble.learners]
-    answers = blend.plain(np.stack([form.votes for form in exact], axis=1))
-    judge = Judge(answers, validation.labels, record.classes, np.array(record.class_counts), wanted.max_accuracy_drop)
+    votes = np.stack([form.votes for form in exact], axis=1)
+    judge = Judge(
+        blend.plain(votes),
+        votes,
+        validation.labels,
+        record.classes,
+        np.array(record.class_counts),
+        wanted.max_accuracy_drop,
+    )
     options = [[form] for form in exact]
     if wanted.cascade:
         _add_fewer_pixels(options, maker, blend, judge)
@@ -194,7 +212,7 @@ def _add_fewer_pixels(options: list[list[Form]], maker: FormMaker, blend: Blend,
     if smaller is None:
         return
     forms = [smaller if place == first else form for place, form in enumerate(exact)]
-    if not judge.objections(blend.plain(np.stack([form.votes for form in forms], axis=1))):
+    if not judge.objections(blend.plain(np.stack([form.votes for form in forms], axis=1)), stops_judged=True):
         options[first].append(smaller)
 
 

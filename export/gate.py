@@ -44,6 +44,7 @@ class Judge:
 
     Args:
         plain: the plain ensemble's answers, `[images, classes]`.
+        votes: its learners' probabilities, `[images, learners, classes]`.
         labels: `[images]`.
         classes: class names.
         class_counts: training images of each class.
@@ -51,10 +52,16 @@ class Judge:
     """
 
     plain: Probabilities
+    votes: Probabilities
     labels: Labels
     classes: list[str]
     class_counts: Labels
     max_drop: float
+
+    @property
+    def max_few_shot_drop(self) -> float:
+        """Points that few-shot classes may lose."""
+        return max(FEW_SHOT_POINTS, self.max_drop)
 
     def figures(self, answers: Probabilities) -> dict[str, float | None]:
         """Return the headline figures of `answers`."""
@@ -63,9 +70,8 @@ class Judge:
     def expected_drop(self, answers: Probabilities) -> float:
         """Return what the plain ensemble expects to lose by these answers, in points; never negative.
 
-        For an image, it is the difference of the ensemble's own probabilities of its class and of that of `answers`;
-        images count the same, or classes do, whichever loses more. On few images it is steadier than counting labels,
-        which luck can hide a loss in.
+        It is the mean of `lost`; images count the same, or classes do, whichever loses more. On few images it is
+        steadier than counting labels, which luck can hide a loss in.
         """
         return max(mean for mean, _ in self._expected(answers))
 
@@ -74,25 +80,51 @@ class Judge:
         return max(mean + DEVIATIONS * error for mean, error in self._expected(answers))
 
     def _expected(self, answers: Probabilities) -> list[tuple[float, float]]:
-        doubts = self._doubts(answers)
-        return [_estimate(doubts, weights) for weights in (self._by_image, self._by_class)]
+        lost = self.lost(answers)
+        return [_estimate(lost, weights) for weights in self.mixes]
 
-    def objections(self, answers: Probabilities) -> list[str]:
+    def lost(self, answers: Probabilities) -> Floats:
+        """Return what each image is expected to lose by these answers, `[images]`.
+
+        It is the difference of the ensemble's own probabilities of its class and of that of `answers`, times
+        `understatement`.
+        """
+        return self._doubts(answers) * self.understatement
+
+    @functools.cached_property
+    def understatement(self) -> float:
+        """How much more learners lose alone than the ensemble expects by its probabilities: a multiple, 1 at least.
+
+        An average of probabilities is less sure than it could be, above all where its learners disagree (Ranjan &
+        Gneiting, "Combining probability forecasts", 2010): there it is right more often beside them than it says.
+        """
+        alone = [self.votes[:, learner] for learner in range(self.votes.shape[1])]
+        expected = sum(self._doubts(answers).sum() for answers in alone)
+        lost = sum((self._plain_hits - self._hits(answers)).sum() for answers in alone)
+        return max(1.0, float(lost / expected)) if expected > 0 else 1.0
+
+    def objections(self, answers: Probabilities, *, stops_judged: bool = False) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is.
+
+        Args:
+            answers: of the images that validate, `[images, classes]`.
+            stops_judged: whether `export.risk` answers for what is expected to be lost, from more images than these
+                answers lose; then the mean of theirs is enough.
 
         Labels object where they are 90% sure that images like these lose more than the limit: of a class with five
         images that validate, one more or less is 20 points.
         """
-        few = max(FEW_SHOT_POINTS, self.max_drop)
+        few = self.max_few_shot_drop
+        expected = self.expected_drop(answers) if stops_judged else self.expected_drop_bound(answers)
         hits = self._plain_hits - self._hits(answers)
         changes = [
             ("top-1 (90% sure)", _at_least(hits, self._by_image), self.max_drop),
             ("balanced accuracy (90% sure)", _at_least(hits, self._by_class), self.max_drop),
-            ("few-shot accuracy (90% sure)", _at_least(hits, self._by_few_shot_class), few),
-            ("the accuracy that the ensemble expects (90% sure)", self.expected_drop_bound(answers), self.max_drop),
+            ("few-shot accuracy (90% sure)", _at_least(hits, self.by_few_shot_class), few),
+            ("the accuracy that the ensemble expects" + " (90% sure)" * (not stops_judged), expected, self.max_drop),
             (
                 "the few-shot accuracy that the ensemble expects",
-                _estimate(self._doubts(answers), self._by_few_shot_class)[0],
+                _estimate(self.lost(answers), self.by_few_shot_class)[0],
                 few,
             ),
         ]
@@ -109,8 +141,7 @@ class Judge:
 
     def _errors(self, answers: Probabilities) -> list[float]:
         """Return the calibration error where images count the same, and where classes do."""
-        mixes = (self._by_image, self._by_class)
-        return [expected_calibration_error(answers, self.labels, weights=weights) for weights in mixes]
+        return [expected_calibration_error(answers, self.labels, weights=weights) for weights in self.mixes]
 
     def _doubts(self, answers: Probabilities) -> Floats:
         """Return by how much less likely the plain ensemble holds each image's class in `answers`, `[images]`."""
@@ -131,6 +162,11 @@ class Judge:
     def _plain_errors(self) -> list[float]:
         return self._errors(self.plain)
 
+    @property
+    def mixes(self) -> tuple[Floats, Floats]:
+        """Weights by which each image counts the same, and by which each class does."""
+        return self._by_image, self._by_class
+
     @functools.cached_property
     def _by_image(self) -> Floats:
         """Weights by which each image counts the same."""
@@ -142,7 +178,7 @@ class Judge:
         return class_balanced(self.labels)
 
     @functools.cached_property
-    def _by_few_shot_class(self) -> Floats:
+    def by_few_shot_class(self) -> Floats:
         """Weights by which each few-shot class counts the same and the others don't; all 0 if there is none."""
         weights: Floats = self._by_class * (groups(self.class_counts) == FEW)[self.labels]
         return np.asarray(weights / weights.sum()) if weights.any() else weights

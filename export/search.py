@@ -63,13 +63,13 @@ class _Search:
     cascade: bool
 
     def solved(self, forms: tuple[Form, ...]) -> Choice | None:
-        """Return the cheapest ensemble of these forms, or None if all of them together have objections."""
+        """Return the cheapest ensemble of these forms, or None if even all of them together are past a limit."""
         votes = np.stack([form.votes for form in forms], axis=1)
-        if self.judge.objections(self.blend.plain(votes)):
-            return None
         costs = [form.cost for form in forms]
         if not self.cascade:
-            return Choice(forms, None, sum(costs))
+            return None if self.judge.objections(self.blend.plain(votes)) else Choice(forms, None, sum(costs))
         cascade = choose_cascade(votes, self.blend, costs, self.judge)
+        if cascade is None:
+            return None
         used = cascade.used(partial_means(votes, self.blend.weights, cascade.order))
         return Choice(forms, cascade, cascade.cost(used, costs))

@@ -52,8 +52,8 @@ def options_of(learners: int, noises: tuple[float, ...], seed: int = 0) -> list[
 
 
 def judge_of(options: list[list[Form]], blend: Blend, max_drop: float) -> Judge:
-    plain = blend.plain(np.stack([forms[0].votes for forms in options], axis=1))
-    return Judge(plain, LABELS, CLASSES, np.array(TRAIN_COUNTS), max_drop)
+    votes = np.stack([forms[0].votes for forms in options], axis=1)
+    return Judge(blend.plain(votes), votes, LABELS, CLASSES, np.array(TRAIN_COUNTS), max_drop)
 
 
 def answers_of(choice: Choice, blend: Blend) -> Array:
@@ -68,14 +68,14 @@ def test_a_cascade_is_within_the_limits_and_no_single_change_makes_it_cheaper(le
     blend = Blend((1 / learners,) * learners, 1.0)
     judge = judge_of(options, blend, max_drop)
     choice = choose(options, blend, judge, cascade=True)
-    assert judge.objections(answers_of(choice, blend)) == []
+    assert judge.objections(answers_of(choice, blend), stops_judged=True) == []
     for place, forms in enumerate(options):
         for other in forms:
             trial = (*choice.forms[:place], other, *choice.forms[place + 1 :])
             votes = np.stack([form.votes for form in trial], axis=1)
-            if judge.objections(blend.plain(votes)):
-                continue
             cascade = choose_cascade(votes, blend, [form.cost for form in trial], judge)
+            if cascade is None:
+                continue
             used = cascade.run(votes, blend)[2]
             cost = np.cumsum([trial[learner].cost for learner in cascade.order])[used - 1].mean()
             assert cost >= choice.cost - 1e-9
