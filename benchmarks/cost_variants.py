@@ -148,7 +148,8 @@ def ensemble_forms(max_accuracy_drop: float) -> dict[str, Wanted]:
 def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop: float) -> dict[str, Path]:
     """Write the file of each learner alone, of each form of the ensemble but what the gate refuses, and of a student.
 
-    RUN-student is taken where it is there: `python -m export RUN --student ARCHITECTURE` makes it.
+    RUN-student and RUN-taught are taken where they are there: `python -m export RUN --student ARCHITECTURE` makes them,
+    the latter with --cascade.
     """
     files = {}
     for learner in record.learners:
@@ -156,20 +157,22 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
         alone = fuse([graph], Blend((1.0,), 1.0), None, record.image_size, len(record.classes))
         files[learner.name] = folder / f"{learner.name}.onnx"
         onnx.save(alone, files[learner.name])
-    for name, wanted in ensemble_forms(max_accuracy_drop).items():
+    forms = {name: (run, wanted) for name, wanted in ensemble_forms(max_accuracy_drop).items()}
+    student, taught = (student_folder(run, keep_others=keep) for keep in (False, True))
+    if (student / ENSEMBLE_FILE).exists():
+        forms["student"] = (student, Wanted())
+    if (taught / ENSEMBLE_FILE).exists():
+        forms["int8 cascade, student first"] = (taught, forms["int8 cascade"][1])
+    for name, (source, wanted) in forms.items():
         path = folder / f"{name.replace(' ', '-')}.onnx"
         try:
-            export(run, path, wanted)
+            export(source, path, wanted)
         except UserError as error:
             if wanted.plain:
                 raise
             print(f"without {name}: {error}", flush=True)
             continue
         files[name] = path
-    student = student_folder(run)
-    if (student / ENSEMBLE_FILE).exists():
-        files["student"] = folder / "student.onnx"
-        export(student, files["student"])
     return files
 
 

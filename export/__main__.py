@@ -49,7 +49,8 @@ def _export() -> None:
     parser.add_argument(
         "--student",
         metavar="ARCHITECTURE",
-        help="export RUN-student, one learner that the run's ensemble teaches; trained first where it isn't there",
+        help="export RUN-student, one learner that the run's ensemble teaches, or with --cascade RUN-taught, the "
+        "ensemble with that learner in the place of its own of that network; trained first where it isn't there",
     )
     parser.add_argument(
         "--cascade",
@@ -81,7 +82,9 @@ def _export() -> None:
     from export.student import student_of
 
     wanted = Wanted(arguments.cascade, arguments.precision, arguments.max_accuracy_drop)
-    run = student_of(arguments.run, arguments.student) if arguments.student else arguments.run
+    run = arguments.run
+    if arguments.student:
+        run = student_of(run, arguments.student, keep_others=arguments.cascade)
     export(run, arguments.output, wanted, arguments.sign)
 
 

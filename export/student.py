@@ -8,7 +8,7 @@ from tailstack.errors import UserError
 from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
 
 
-def student_of(run: Path, architecture: str) -> Path:
+def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Path:
     """Return the run of `run`'s student, distilled first, or further, if it isn't finished.
 
     Training is another stage: it runs in a process of its own, and what it writes is a run like any other.
@@ -16,14 +16,16 @@ def student_of(run: Path, architecture: str) -> Path:
     Args:
         run: folder of a finished run.
         architecture: of the student.
+        keep_others: whether `run`'s other learners stay beside it.
 
     Raises:
         UserError: there is no such run, or the student can't be made.
     """
     teacher = RunRecord.load(run)
-    folder = student_folder(run)
+    folder = student_folder(run, keep_others=keep_others)
     if not _is_finished(folder, architecture):
         command = ["distill", str(run), "--architecture", architecture, "--output", str(folder)]
+        command += ["--keep_others", "true"] * keep_others
         print(f"{folder} isn't there yet: python -m training {' '.join(command)}", flush=True)
         if subprocess.run([sys.executable, "-m", "training", *command], check=False).returncode:
             raise UserError(f"{folder} could not be made, for the reason above: there is no student to export")
@@ -36,4 +38,4 @@ def _is_finished(folder: Path, architecture: str) -> bool:
     """Return whether there is a finished student of that network; of another one, training refuses the folder."""
     if not (folder / ENSEMBLE_FILE).exists():
         return False
-    return [learner.architecture for learner in RunRecord.load(folder).learners] == [architecture]
+    return bool(RunRecord.load(folder).config["architectures"] == [architecture])

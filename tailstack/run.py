@@ -116,7 +116,12 @@ def learner_folder(run: Path, name: str) -> Path:
     return local(run) / "learners" / name
 
 
-def student_folder(run: Path) -> Path:
-    """Return the run of `run`'s student where nothing else is said: beside it, as RUN-student."""
+def student_folder(run: Path, *, keep_others: bool = False) -> Path:
+    """Return the run of `run`'s student where nothing else is said: beside it, as RUN-student.
+
+    Args:
+        run: folder of the teacher.
+        keep_others: whether the student is to stand among the teacher's other learners: as RUN-taught.
+    """
     named = run if run.name else run.resolve()
-    return named.with_name(f"{named.name}-student")
+    return named.with_name(f"{named.name}-{'taught' if keep_others else 'student'}")

@@ -57,7 +57,13 @@ def _distill_parser() -> ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--architecture", type=str | None, help="a timm model; else that of the smallest learner")
-    parser.add_argument("--output", type=Path | None, help="folder of the student's run; else RUN-student")
+    parser.add_argument("--output", type=Path | None, help="folder of the student's run; else RUN-student, or -taught")
+    parser.add_argument(
+        "--keep_others",
+        type=bool,
+        default=False,
+        help="whether RUN's other learners stay beside the student, which takes the place of its own of that network",
+    )
     for name, hint in get_type_hints(FitSettings).items():
         if name not in _OF_THE_TEACHER:
             parser.add_argument(f"--{name}", type=hint | None, help="as of fit; else as RUN has it")
@@ -124,8 +130,9 @@ def _fit(values: dict[str, Any], given: Collection[str]) -> None:
 def _distill(values: dict[str, Any], _given: Collection[str]) -> None:
     from training.distill import distill
 
-    run, architecture, output = (values.pop(name) for name in ("run", "architecture", "output"))
-    distill(run, architecture, output, {name: value for name, value in values.items() if value is not None})
+    run, architecture, output, keep = (values.pop(name) for name in ("run", "architecture", "output", "keep_others"))
+    changes = {name: value for name, value in values.items() if value is not None}
+    distill(run, architecture, output, changes, keep_others=keep)
 
 
 def _compare(values: dict[str, Any], _given: Collection[str]) -> None:

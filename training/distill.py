@@ -13,22 +13,26 @@ _OF_THE_TECHNIQUE = ("loss", "tau", "deferred", "blend", "threshold")
 """Settings of the run's technique, in the place of which the student's has its own."""
 
 
-def distill(run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any]) -> RunRecord:
+def distill(
+    run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any], *, keep_others: bool = False
+) -> RunRecord:
     """Train a student of `run`, evaluate it and write its run, as `training.fit.fit` does.
 
     Args:
-        run, architecture, output, changes: as `student_settings` takes them.
+        run, architecture, output, changes, keep_others: as `student_settings` takes them.
 
     Raises:
         UserError: there is no such run, it isn't finished, or a setting can't be used.
     """
-    settings = student_settings(run, architecture, output, changes)
+    settings = student_settings(run, architecture, output, changes, keep_others=keep_others)
     student = fit(settings)
     Console().print(gain_kept(RunRecord.load(run), student), highlight=False, soft_wrap=True)
     return student
 
 
-def student_settings(run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any]) -> FitSettings:
+def student_settings(
+    run: Path, architecture: str | None, output: Path | None, changes: dict[str, Any], *, keep_others: bool = False
+) -> FitSettings:
     """Return the settings by which a student of `run` is trained: the run's own where nothing else is said.
 
     Args:
@@ -36,6 +40,7 @@ def student_settings(run: Path, architecture: str | None, output: Path | None, c
         architecture: of the student; None takes that of the smallest learner.
         output: folder of the student's run; None puts it beside `run`.
         changes: settings that are to differ from the run's.
+        keep_others: whether `run`'s other learners stay, and the student takes the place of its own of that network.
 
     Raises:
         UserError: there is no such run, it isn't finished, or a setting can't be used.
@@ -46,8 +51,8 @@ def student_settings(run: Path, architecture: str | None, output: Path | None, c
         **record.config,
         **dict.fromkeys(_OF_THE_TECHNIQUE),
         "datastore": Path(record.datastore["path"]),
-        "output": output or student_folder(run),
-        "technique": "student",
+        "output": output or student_folder(run, keep_others=keep_others),
+        "technique": "taught" if keep_others else "student",
         "teacher": run,
         "architectures": [architecture or smallest.architecture],
         "budget": None,
@@ -57,14 +62,22 @@ def student_settings(run: Path, architecture: str | None, output: Path | None, c
     return FitSettings(**values)
 
 
-def gain_kept(teacher: RunRecord, student: RunRecord) -> str:
-    """Put the student's accuracy on test beside its teacher's, and that of the teacher's learner of its network."""
-    architecture = student.learners[0].architecture
+def gain_kept(teacher: RunRecord, made: RunRecord) -> str:
+    """Put the student's accuracy on test beside its teacher's, and that of the teacher's learner of its network.
+
+    Args:
+        teacher: whose ensemble taught.
+        made: the student's run, with the teacher's other learners or without.
+    """
+    architecture = made.config["architectures"][0]
+    [student, *_] = [learner for learner in made.learners if learner.architecture == architecture]
     ensemble, reached = teacher.results["top1"], student.results["top1"]
     line = f"top-1 on test: the ensemble {ensemble:.4f}, the student {reached:.4f}"
     alone = [learner.results["top1"] for learner in teacher.learners if learner.architecture == architecture]
-    if not alone:
-        return line
-    gain, kept = ensemble - max(alone), reached - max(alone)
-    share = f", {kept / gain:.0%} of the ensemble's gain" if gain > 0 else ""
-    return f"{line}, {architecture} without a teacher {max(alone):.4f}{share}"
+    if alone:
+        gain, kept = ensemble - max(alone), reached - max(alone)
+        share = f", {kept / gain:.0%} of the ensemble's gain" if gain > 0 else ""
+        line += f", {architecture} without a teacher {max(alone):.4f}{share}"
+    if len(made.learners) > 1:
+        line += f"; the ensemble with the student in its place {made.results['top1']:.4f}"
+    return line

@@ -1,5 +1,6 @@
 """The command `fit`: a datastore -> a trained run."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Collection
@@ -26,10 +27,10 @@ from training.memory import keep_freed_memory
 from training.pace import Pace, within_budget
 from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
-from training.sharing import adopt, note_origin, origin
+from training.sharing import adopt, copy_learner, note_origin, origin
 from training.task import Task, class_factors, quieten, train_task
 from training.teacher import Teacher
-from training.techniques import completed, plan_learners
+from training.techniques import LearnerPlan, completed, find_technique, plan_learners
 
 SHARED_SETTINGS = (
     "datastore",
@@ -78,6 +79,8 @@ def fit(
     image_size = common_image_size(store, settings.resolution)
     train, val = _training_split(store, settings, run)
     plans = plan_learners(settings, train.labels)
+    if teacher and find_technique(settings.technique).keeps_others:
+        plans = _with_others(plans[0], teacher, train, settings)
     if pace:
         pace.begin([plan.name for plan in plans])
     pixels = load_pixels({"train": train, "val": val, "test": store.test}, image_size)
@@ -107,6 +110,26 @@ def fit(
         soft_wrap=True,
     )
     return record
+
+
+def _with_others(student: LearnerPlan, teacher: Teacher, train: Split, settings: FitSettings) -> list[LearnerPlan]:
+    """Copy the teacher's learners into the run, but for the student's twin, and return the plans of all.
+
+    Raises:
+        UserError: the student has no twin, or is to have another resolution than the learners beside it.
+    """
+    twin = teacher.twin(student)
+    if twin is None:
+        names = ", ".join(dict.fromkeys(learner.architecture for learner in teacher.record.learners))
+        raise UserError(f"{teacher.run} has no {student.architecture} whose place the student could take, but {names}")
+    if {learner.resolution for learner in teacher.record.learners} != {settings.resolution}:
+        raise UserError(f"--resolution {settings.resolution} is not that of the learners of {teacher.run}, which stay")
+    for learner in teacher.record.learners:
+        folder = make_folder(learner_folder(settings.run, learner.name))
+        if learner is not twin and not (folder / WEIGHTS_FILE).exists():
+            copy_learner(learner_folder(teacher.run, learner.name), folder)
+    own = plan_learners(teacher.settings(), train.labels)
+    return [dataclasses.replace(student, name=twin.name) if plan.name == twin.name else plan for plan in own]
 
 
 def _pushing(settings: FitSettings, on_epoch: OnEpoch | None) -> OnEpoch:

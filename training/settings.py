@@ -49,7 +49,7 @@ class FitSettings:
     grow_from and epochs is then chosen for this machine, by our own results."""
     technique: str = "tailstack"
     """Which samples, architectures and losses make the learners: baseline, balanced, weighted, bagging, bagging-wl,
-    stacking, stacking-wl, logit-adjusted, drw, ldam, tailstack, or student, which needs a teacher."""
+    stacking, stacking-wl, logit-adjusted, drw, ldam, tailstack, or student and taught, which need a teacher."""
     teacher: Path | None = None
     """Finished run on the same datastore whose ensemble teaches a student; `distill` takes the rest of it over too."""
     architectures: list[str] = field(default_factory=lambda: list(LITE_TRIO))

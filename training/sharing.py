@@ -54,11 +54,16 @@ def adopt(folder: Path, source: dict[str, Any], runs: Path) -> bool:
     """Copy the learner that was made of `source` from a run under `runs` into `folder`; return whether there is one."""
     for path in sorted(runs.glob(f"*/learners/*/{ORIGIN_FILE}")):
         if (path.parent / WEIGHTS_FILE).exists() and path.parent != folder and read_json(path) == source:
-            for name in (METRICS, WEIGHTS_FILE):
-                with whole_file(folder / name) as part:
-                    shutil.copyfile(path.parent / name, part)
+            copy_learner(path.parent, folder)
             return True
     return False
+
+
+def copy_learner(source: Path, folder: Path) -> None:
+    """Copy a trained learner's files from the folder `source`, the weights last."""
+    for name in (METRICS, WEIGHTS_FILE):
+        with whole_file(folder / name) as part:
+            shutil.copyfile(source / name, part)
 
 
 def note_origin(folder: Path, source: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from tailstack.images import Size
 from tailstack.metrics import Probabilities
 from tailstack.network import architecture_config, load_learner
 from tailstack.progress import track
-from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
 from training.blending import Blend
 from training.dataset import PixelSource, load_pixels
 from training.evaluation import predict
+from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
 
@@ -74,9 +75,22 @@ class Teacher:
         It already has what pretrained weights would first have to learn from the labels, so that its epochs go into
         what the other learners know.
         """
+        twin = self.twin(plan)
+        if twin is None:
+            return None
         fixed = architecture_config(plan.architecture).get("fixed_input_size")
+        return (
+            learner_folder(self.run, twin.name) / WEIGHTS_FILE if twin.resolution == resolution or not fixed else None
+        )
+
+    def twin(self, plan: LearnerPlan) -> LearnerRecord | None:
+        """Return the teacher's own learner of the student's network, if there is one."""
         for learner in self.record.learners:
-            same = (learner.architecture, learner.head) == (plan.architecture, plan.head)
-            if same and (learner.resolution == resolution or not fixed):
-                return learner_folder(self.run, learner.name) / WEIGHTS_FILE
+            if (learner.architecture, learner.head) == (plan.architecture, plan.head):
+                return learner
         return None
+
+    def settings(self) -> FitSettings:
+        """Return the settings that it was trained with."""
+        places = {"datastore": Path(self.record.datastore["path"]), "output": self.run}
+        return FitSettings(**{**self.record.config, **places})

@@ -58,6 +58,8 @@ class Technique:
     recipe: Recipe = Recipe()
     taught: bool = False
     """It learns from another run's ensemble, beside the labels."""
+    keeps_others: bool = False
+    """That run's other learners stay, and the one that is taught takes the place of its own of that architecture."""
 
 
 def _all(labels: Indices, _settings: FitSettings) -> list[Indices]:
@@ -105,6 +107,13 @@ TECHNIQUES = {
         _all,
         recipe=Recipe(loss="logit_adjusted", blend=True),
         taught=True,
+    ),
+    "taught": Technique(
+        "the learners of another run, one of them taught anew by their ensemble",
+        _all,
+        recipe=Recipe(loss="logit_adjusted", blend=True),
+        taught=True,
+        keeps_others=True,
     ),
 }
 

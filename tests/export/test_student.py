@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,18 @@ from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
 from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder, student_folder
 from tests.conftest import ROOT, SMALL_LEARNERS
+from training.fit import fit
+from training.settings import FitSettings
 
 NETWORK = SMALL_LEARNERS[0][0]
+TINY: dict[str, Any] = {"pretrained": False, "resolution": 48, "epochs": 1, "batch_size": 32, "num_workers": 0}
 
 
 @pytest.fixture
 def teacher(small_run: Path, tmp_path: Path) -> Path:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     record = read_json(run / ENSEMBLE_FILE)
-    tiny = {"pretrained": False, "resolution": 48, "epochs": 1, "batch_size": 32, "num_workers": 0}
-    write_json(run / ENSEMBLE_FILE, {**record, "config": {**record["config"], **tiny}})
+    write_json(run / ENSEMBLE_FILE, {**record, "config": {**record["config"], **TINY}})
     return run
 
 
@@ -48,6 +51,23 @@ def test_a_student_is_distilled_once_and_exported(teacher: Path, tmp_path: Path)
         student_of(teacher, "test_resnet")
 
 
+def test_a_cascade_begins_with_the_student(tiny_datastore: Path, tmp_path: Path) -> None:
+    teacher, output = tmp_path / "run", tmp_path / "cascade.onnx"
+    networks = [name for name, _ in SMALL_LEARNERS]
+    fit(FitSettings(tiny_datastore, teacher, architectures=networks, val_fraction=0.3, **TINY))
+    command = [sys.executable, "-m", "export", str(teacher), "--student", NETWORK, "--cascade", "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    taught = student_folder(teacher, keep_others=True)
+    assert f"--architecture {NETWORK} --output {taught} --keep_others true" in done.stdout
+    artifact = Model.load(output, max_batch=2).artifact
+    assert (artifact.technique, artifact.provenance["run"]) == ("taught", str(taught))
+    assert [card.architecture for card in artifact.learners] == networks
+    assert artifact.cascade is not None
+    assert artifact.learners[artifact.cascade.order[0]].architecture == NETWORK
+    assert student_of(teacher, NETWORK, keep_others=True) == taught
+
+
 def test_no_teacher_no_student(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="doesn't exist"):
         student_of(tmp_path / "nowhere", NETWORK)
@@ -55,5 +75,6 @@ def test_no_teacher_no_student(tmp_path: Path) -> None:
 
 def test_a_student_lies_beside_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert student_folder(Path("runs/photos")) == Path("runs/photos-student")
+    assert student_folder(Path("runs/photos"), keep_others=True) == Path("runs/photos-taught")
     monkeypatch.chdir(tmp_path)
     assert student_folder(Path()) == tmp_path.with_name(f"{tmp_path.name}-student")

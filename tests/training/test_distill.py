@@ -14,7 +14,7 @@ from tailstack import datastore as datastores
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
 from tailstack.network import load_ensemble, load_learner
-from tailstack.run import SPLIT_FILE, RunRecord
+from tailstack.run import SPLIT_FILE, RunRecord, learner_folder
 from training import losses
 from training.compare import compare
 from training.distill import distill, gain_kept, student_settings
@@ -179,7 +179,7 @@ def test_all_techniques_of_a_comparison_are_those_without_a_teacher(
 
     def train(chosen: FitSettings, **_: object) -> None:
         trained.append(chosen.technique)
-        if len(trained) == len(TECHNIQUES) - 1:
+        if len(trained) == len(TECHNIQUES) - 2:
             raise KeyboardInterrupt
 
     monkeypatch.setattr("training.compare.fit", train)
@@ -188,15 +188,53 @@ def test_all_techniques_of_a_comparison_are_those_without_a_teacher(
         compare(
             CompareSettings(tmp_path / "c", tmp_path / "runs", [tiny_datastore]), FitSettings(tiny_datastore, tmp_path)
         )
-    assert trained == [name for name in TECHNIQUES if name != "student"]
+    assert trained == [name for name in TECHNIQUES if name not in ("student", "taught")]
+
+
+def test_the_others_stay_beside_a_student(teacher: Path, tiny_datastore: Path, tmp_path: Path) -> None:
+    before = RunRecord.load(teacher)
+    made = distill(teacher, None, tmp_path / "taught", {"epochs": 1}, keep_others=True)
+    assert made == RunRecord.load(tmp_path / "taught")
+    assert made.technique == "taught"
+    assert [learner.name for learner in made.learners] == [learner.name for learner in before.learners]
+    weights = [
+        [
+            learner_folder(run, learner.name).joinpath("weights.safetensors").read_bytes()
+            for run in (teacher, tmp_path / "taught")
+        ]
+        for learner in before.learners
+    ]
+    # The smallest is the student's network; the other one is what it was, also in what is said of it.
+    small = min(range(2), key=lambda place: before.learners[place].parameters)
+    assert [old == new for old, new in weights] == [place != small for place in range(2)]
+    assert made.learners[1 - small] == before.learners[1 - small]
+    # The student is that of a run of its own.
+    alone = distill(teacher, None, tmp_path / "student", {"epochs": 1})
+    assert made.learners[small].results == alone.learners[0].results
+    assert distill(teacher, None, tmp_path / "taught", {"epochs": 1}, keep_others=True) == made
+
+
+def test_where_no_others_can_stay(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no test_resnet whose place the student could take, but"):
+        distill(teacher, "test_resnet", tmp_path / "a", {}, keep_others=True)
+    with pytest.raises(UserError, match="--resolution 64 is not that of the learners"):
+        distill(teacher, None, tmp_path / "b", {"resolution": 64}, keep_others=True)
 
 
 def test_how_much_of_the_gain_is_kept(teacher: Path) -> None:
     record = RunRecord.load(teacher)
     record.results["top1"], record.learners[0].results["top1"] = 0.8, 0.7
-    student = record.model_copy(update={"learners": record.learners[:1], "results": {"top1": 0.775}})
-    assert gain_kept(record, student).endswith(f"{STUDENT} without a teacher 0.7000, 75% of the ensemble's gain")
+
+    def of(top1: float, architecture: str = STUDENT, others: int = 0, ensemble: float = 0.0) -> RunRecord:
+        changes = {"architecture": architecture, "results": {"top1": top1}}
+        learners = [record.learners[0].model_copy(update=changes), *record.learners[1 : 1 + others]]
+        config = {"architectures": [architecture]}
+        return record.model_copy(update={"learners": learners, "results": {"top1": ensemble}, "config": config})
+
+    told = gain_kept(record, of(0.775))
+    assert told.endswith(f"{STUDENT} without a teacher 0.7000, 75% of the ensemble's gain")
+    told = gain_kept(record, of(0.775, others=1, ensemble=0.81))
+    assert told.endswith("75% of the ensemble's gain; the ensemble with the student in its place 0.8100")
+    assert gain_kept(record, of(0.775, "other")) == "top-1 on test: the ensemble 0.8000, the student 0.7750"
     record.learners[0].results["top1"] = 0.8
-    assert gain_kept(record, student).endswith("without a teacher 0.8000")
-    student.learners[0] = student.learners[0].model_copy(update={"architecture": "other"})
-    assert gain_kept(record, student) == "top-1 on test: the ensemble 0.8000, the student 0.7750"
+    assert gain_kept(record, of(0.775)).endswith("without a teacher 0.8000")
