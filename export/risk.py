@@ -9,16 +9,17 @@ is worth.
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.linear_model import PoissonRegressor
 
 from export.cascade import Counts, Votes
 from export.gate import DEVIATIONS, Floats, Judge
 
 _SUREST = 1e-4
 """Doubt, of the confidence, below which the curve is level."""
-_STEPS = 50
-_LONGEST_STEP = 2.0
-_RIDGE = 1e-9
-"""Keeps a curve solvable where nothing is lost, or all images are as sure."""
+_RIDGE = 1e-6
+"""Keeps a curve solvable where few images lose anything, or all are as sure."""
+_TOLERANCE = 1e-7
+_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ class Curve:
         terms = np.stack([np.ones(len(lost)), np.log(np.clip(1 - confidence, _SUREST, 1))], axis=1)
         if not lost.any():
             return cls(terms, np.zeros(len(lost)), np.zeros((2, 2)))
-        a_and_b = np.array([np.log(lost.mean()), 0.0])
-        for _ in range(_STEPS):
-            curve = np.exp(terms @ a_and_b)
-            step = np.linalg.solve(_information(terms, curve), terms.T @ (lost - curve))
-            a_and_b = a_and_b + np.clip(step, -_LONGEST_STEP, _LONGEST_STEP)
-        curve = np.exp(terms @ a_and_b)
+        regressor = PoissonRegressor(alpha=_RIDGE, max_iter=_STEPS, tol=_TOLERANCE)
+        curve: Floats = regressor.fit(terms[:, 1:], lost).predict(terms[:, 1:])
         inverse = np.linalg.inv(_information(terms, curve))
         return cls(terms, curve, inverse @ _information(terms, (lost - curve) ** 2) @ inverse)
 
