@@ -106,13 +106,13 @@ class Judge:
     def objections(self, answers: Probabilities, *, stops_judged: bool = False) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is.
 
-        Args:
-            answers: of the images that validate, `[images, classes]`.
-            stops_judged: whether `export.risk` answers for what is expected to be lost, from more images than these
-                answers lose; then the mean of theirs is enough.
-
         Labels object where they are 90% sure that images like these lose more than the limit: of a class with five
         images that validate, one more or less is 20 points.
+
+        Args:
+            answers: of the images that validate, `[images, classes]`.
+            stops_judged: whether `export.risk` answers for what is expected to be lost, by a curve through all images;
+                then the mean over these is enough.
         """
         few = self.max_few_shot_drop
         expected = self.expected_drop(answers) if stops_judged else self.expected_drop_bound(answers)

@@ -116,8 +116,12 @@ def _with_others(student: LearnerPlan, teacher: Teacher, train: Split, settings:
     """Copy the teacher's learners into the run, but for the student's twin, and return the plans of all.
 
     Raises:
-        UserError: the student has no twin, or is to have another resolution than the learners beside it.
+        UserError: the student has no twin, or is to have another resolution than the learners beside it, or these were
+            made by more than one training themselves.
     """
+    own = plan_learners(teacher.settings(), train.labels)
+    if [plan.name for plan in own] != [learner.name for learner in teacher.record.learners]:
+        raise UserError(f"{teacher.run} has a student of another run in it: teach that run's anew instead")
     twin = teacher.twin(student)
     if twin is None:
         names = ", ".join(dict.fromkeys(learner.architecture for learner in teacher.record.learners))
@@ -128,7 +132,6 @@ def _with_others(student: LearnerPlan, teacher: Teacher, train: Split, settings:
         folder = make_folder(learner_folder(settings.run, learner.name))
         if learner is not twin and not (folder / WEIGHTS_FILE).exists():
             copy_learner(learner_folder(teacher.run, learner.name), folder)
-    own = plan_learners(teacher.settings(), train.labels)
     return [dataclasses.replace(student, name=twin.name) if plan.name == twin.name else plan for plan in own]
 
 

@@ -76,12 +76,10 @@ class Teacher:
         what the other learners know.
         """
         twin = self.twin(plan)
-        if twin is None:
-            return None
         fixed = architecture_config(plan.architecture).get("fixed_input_size")
-        return (
-            learner_folder(self.run, twin.name) / WEIGHTS_FILE if twin.resolution == resolution or not fixed else None
-        )
+        if twin is None or (fixed and twin.resolution != resolution):
+            return None
+        return learner_folder(self.run, twin.name) / WEIGHTS_FILE
 
     def twin(self, plan: LearnerPlan) -> LearnerRecord | None:
         """Return the teacher's own learner of the student's network, if there is one."""

@@ -212,6 +212,9 @@ def test_the_others_stay_beside_a_student(teacher: Path, tiny_datastore: Path, t
     alone = distill(teacher, None, tmp_path / "student", {"epochs": 1})
     assert made.learners[small].results == alone.learners[0].results
     assert distill(teacher, None, tmp_path / "taught", {"epochs": 1}, keep_others=True) == made
+    # What it would be made of isn't in its own settings.
+    with pytest.raises(UserError, match="has a student of another run in it"):
+        distill(tmp_path / "taught", None, tmp_path / "twice", {"epochs": 1}, keep_others=True)
 
 
 def test_where_no_others_can_stay(teacher: Path, tmp_path: Path) -> None:
