@@ -14,7 +14,7 @@ from training.report_figures import Shown
 from training.report_tables import number
 
 MOST_PANELS = 4
-LABEL_GAP = 0.042
+LABEL_GAP = 0.035
 """Least distance of two labels, as a share of a panel's height."""
 Point = tuple[float, float, str]
 """x, y and name."""
@@ -68,7 +68,7 @@ _ABOVE: dict[str, Any] = {"ha": "center", "color": INK, "textcoords": "offset po
 def _parameters(groups: Sequence[Group], chosen: str | None, path: Path) -> Shown:
     rows: list[Row] = []
     top1s = [series.spread("top1").mean or 0.0 for group in groups for series in group.series.values()]
-    with drawing(path, 4.8, panels=len(groups)) as panels:
+    with drawing(path, 5.8, panels=len(groups)) as panels:
         for axis, group in zip(panels, groups, strict=True):
             points = [
                 (series.parameters / 1e6, series.spread("top1").mean or 0.0, name)
@@ -87,26 +87,26 @@ def _parameters(groups: Sequence[Group], chosen: str | None, path: Path) -> Show
 def scatter_named(
     axis: Axes, points: Sequence[Point], colour: Callable[[str], str], limits: tuple[float, float]
 ) -> None:
-    """Draw points with their names, each to the side that has room, moved apart where names would overlap."""
+    """Draw points with their names, each to the side that has room, at heights apart: names of both sides may meet."""
     xs, ys = (np.array([point[k] for point in points], dtype=np.float64) for k in (0, 1))
     axis.scatter(xs, ys, s=42, color=[colour(name) for _, _, name in points], zorder=3)
-    room = 0.08 * (limits[1] - limits[0]) or 0.01
+    room = 0.14 * (limits[1] - limits[0]) or 0.01
     axis.set(xlim=(0, 1.12 * xs.max()), ylim=(limits[0] - room, limits[1] + room))
     gap = LABEL_GAP * (limits[1] - limits[0] + 2 * room)
-    for left in (True, False):
-        members = [int(i) for i in np.argsort(ys, kind="stable") if (xs[i] > 0.5 * xs.max()) == left]
-        for i, place in zip(members, _apart(ys[members], gap), strict=True):
-            moved = abs(place - ys[i]) > gap / 3
-            axis.annotate(
-                points[i][2],
-                (xs[i], ys[i]),
-                (-9 if left else 9, place),
-                textcoords=("offset points", "data"),
-                fontsize=8,
-                ha="right" if left else "left",
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if moved else None,
-            )
+    rising = np.argsort(ys, kind="stable")
+    for i, place in zip(rising.tolist(), _apart(ys[rising], gap), strict=True):
+        left = xs[i] > 0.5 * xs.max()
+        moved = abs(place - ys[i]) > gap / 3
+        axis.annotate(
+            points[i][2],
+            (xs[i], ys[i]),
+            (-9 if left else 9, place),
+            textcoords=("offset points", "data"),
+            fontsize=8,
+            ha="right" if left else "left",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if moved else None,
+        )
 
 
 def _apart(places: Floats, gap: float) -> Floats:
