@@ -24,7 +24,7 @@ def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Pa
     teacher = RunRecord.load(run)
     folder = student_folder(run, keep_others=keep_others)
     if not _is_finished(folder, architecture):
-        command = ["distill", str(run), "--architecture", architecture, "--output", str(folder)]
+        command = ["distill", str(run), "--architecture", architecture]
         command += ["--keep_others", "true"] * keep_others
         print(f"{folder} isn't there yet: python -m training {' '.join(command)}", flush=True)
         if subprocess.run([sys.executable, "-m", "training", *command], check=False).returncode:

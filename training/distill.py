@@ -18,6 +18,8 @@ def distill(
 ) -> RunRecord:
     """Train a student of `run`, evaluate it and write its run, as `training.fit.fit` does.
 
+    Where no output is named, RUN-student and RUN-taught share a student of the same settings: it is trained once.
+
     Args:
         run, architecture, output, changes, keep_others: as `student_settings` takes them.
 
@@ -25,7 +27,7 @@ def distill(
         UserError: there is no such run, it isn't finished, or a setting can't be used.
     """
     settings = student_settings(run, architecture, output, changes, keep_others=keep_others)
-    student = fit(settings)
+    student = fit(settings, share=None if output else settings.run.parent)
     Console().print(gain_kept(RunRecord.load(run), student), highlight=False, soft_wrap=True)
     return student
 

@@ -1,5 +1,6 @@
 """The command `distill`: what a student learns, what it starts from, and that it goes on where it stopped."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -215,6 +216,22 @@ def test_the_others_stay_beside_a_student(teacher: Path, tiny_datastore: Path, t
     # What it would be made of isn't in its own settings.
     with pytest.raises(UserError, match="has a student of another run in it"):
         distill(tmp_path / "taught", None, tmp_path / "twice", {"epochs": 1}, keep_others=True)
+
+
+def test_a_student_with_and_without_the_others_is_trained_once(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(teacher, tmp_path / "run"))
+    changes = {"epochs": 1, "seed": 5}
+    alone = distill(run, None, None, changes)
+    assert "taken from another run" not in capsys.readouterr().out
+    taught = distill(run, None, None, changes, keep_others=True)
+    assert f"{alone.learners[0].name}: taken from another run" in capsys.readouterr().out
+    [student] = [learner for learner in taught.learners if learner.architecture == STUDENT]
+    assert student.results == alone.learners[0].results
+    # In a folder of the user's own, what is there is what was asked for.
+    distill(run, None, tmp_path / "run-own", changes)
+    assert "taken from another run" not in capsys.readouterr().out
 
 
 def test_where_no_others_can_stay(teacher: Path, tmp_path: Path) -> None:
