@@ -6,18 +6,13 @@ means of inputs measured on training images.
 
 import copy
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from tailstack.artifact import INPUT
+from export.activations import Array, observed
 from tailstack.images import Pixels
-from tailstack.session import open_session
 
-Array = npt.NDArray[np.float32]
 _LARGEST = 127
 """Of the integers that a weight becomes."""
 
@@ -67,13 +62,8 @@ def _added(error: Array, means: Array, groups: int) -> Array:
 
 def _channel_means(model: ModelProto, names: list[str], images: Sequence[Pixels]) -> dict[str, Array]:
     """Return the mean of each channel of some tensors, `[channels]`, over all images and places."""
-    watched = copy.deepcopy(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    session = open_session(Path("learner"), "cpu", content=watched.SerializeToString())
     sums = [np.zeros(1) for _ in names]
-    for batch in images:
-        values = session.run(names, {INPUT: batch})
+    for values in observed(model, names, images):
         sums = [total + value.mean(axis=(2, 3)).sum(axis=0) for total, value in zip(sums, values, strict=True)]
     count = sum(map(len, images))
     return {name: np.asarray(total / count, np.float32) for name, total in zip(names, sums, strict=True)}

@@ -36,7 +36,7 @@ FEWER_PIXELS = 0.75
 """Of a side, of the resolution that a learner was trained at."""
 _PIXEL_STEP = 8
 _RANKING_IMAGES = 64
-_BLOCKS_IN_FLOAT = (0, 1, 2, 4, 8)
+_BLOCKS_IN_FLOAT = (0, 1, 2, 3, 4, 8)
 _SIGNED_BLOCKS_IN_FLOAT = 1
 
 

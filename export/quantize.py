@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
 )
 
 from export.bias import corrected_biases, with_biases
+from export.equalize import equalized
 from export.graph import WEIGHTED
 from export.validation import Voters
 from tailstack.artifact import INPUT
@@ -32,7 +33,7 @@ OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Clip", "Relu", "MaxPool", "Global
 
 
 class Quantizer:
-    """One learner's graph, and what its integers need: ranges of activations and biases, measured once.
+    """One learner's graph, and what its integers need: equal channels, ranges of activations and biases, found once.
 
     Args:
         model: a graph of `export.graph.build_learner_graph`.
@@ -40,7 +41,8 @@ class Quantizer:
     """
 
     def __init__(self, model: ModelProto, calibration: Sequence[Pixels]) -> None:
-        self.model = model
+        self.exact = model
+        self.model = model = equalized(model, calibration)
         self.blocks = _blocks(model)
         with tempfile.TemporaryDirectory() as folder:
             plain, augmented = Path(folder, "plain.onnx"), Path(folder, "augmented.onnx")
@@ -61,7 +63,7 @@ class Quantizer:
 
     def ranked(self, images: Pixels) -> list[str]:
         """Return the names of the blocks by the error that each makes when it alone is quantised, the worst first."""
-        exact = Voters([self.model]).vote(images)
+        exact = Voters([self.exact]).vote(images)
         errors = {
             block: float(np.abs(Voters([self._quantized({block}, False)]).vote(images) - exact).mean())
             for block in track(self.blocks, "Error of each block in int8", len(self.blocks))
@@ -70,7 +72,7 @@ class Quantizer:
 
     def _quantized(self, blocks: Set[str], signed: bool) -> ModelProto:
         if not blocks:
-            return self.model
+            return self.exact
         nodes = [node for block in blocks for node in self.blocks[block]]
         quantizer = QDQQuantizer(
             with_biases(self.model, self._biases, set(nodes)),

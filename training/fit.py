@@ -90,7 +90,7 @@ def fit(
         pixels["val"],
         val.labels,
         digest=sha256(run / SPLIT_FILE),
-        answers=teacher.answers(train, pixels["train"], image_size, run) if teacher else None,
+        answers=teacher.answers(train, pixels["train"], image_size, run, share) if teacher else None,
     )
     todo = [
         Task(plan, learner_folder(run, plan.name), teacher.start(plan, settings.resolution) if teacher else None)

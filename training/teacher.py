@@ -42,7 +42,9 @@ class Teacher:
         """
         return cls(run, RunRecord.load(run))
 
-    def answers(self, train: Split, pixels: PixelSource, size: Size, cache: Path) -> Probabilities:
+    def answers(
+        self, train: Split, pixels: PixelSource, size: Size, cache: Path, share: Path | None = None
+    ) -> Probabilities:
         """Return the ensemble's answers to the training images, float32 `[images, classes]`.
 
         They are calibrated and weighted as the run's are.
@@ -52,15 +54,17 @@ class Teacher:
             pixels: the same, decoded at `size`.
             size: height and width, in pixels.
             cache: folder that keeps the answers, for a student that goes on later.
+            share: folder of runs, one of which may have kept them already.
         """
         digest = sha256(self.run / ENSEMBLE_FILE)
         path = cache / f"answers-{digest[:16]}.npy"
-        if not path.exists():
+        kept = next(share.glob(f"*/{path.name}"), path) if share else path
+        if not kept.exists():
             if size != self.record.image_size:
                 pixels = load_pixels({"train": train}, self.record.image_size)["train"]
             with whole_file(path) as part, part.open("wb") as file:
                 np.save(file, self._answer(pixels, len(train)))
-        answers: Probabilities = np.load(path)
+        answers: Probabilities = np.load(kept)
         return answers
 
     def _answer(self, pixels: PixelSource, count: int) -> Probabilities:
