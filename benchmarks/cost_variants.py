@@ -3,9 +3,9 @@
     python benchmarks/cost.py runs/photos
 
 Each learner alone, all of them (plain), the cascade, 8-bit integers and both, also with a drop of 0.1 points at most,
-and the student if there is one, in ONNX Runtime and in OpenVINO, and the plain ensemble in PyTorch: in turns, on the
-same test photos, at batch 1 and 8, on one thread and on two. What counts is the median over rounds of the ratio to the
-cheapest learner alone. Writes cost.json, cost.md and cost.png.
+and the student if there is one, in fp32 and int8, in ONNX Runtime and in OpenVINO, and the plain ensemble in PyTorch:
+in turns, on the same test photos, at batch 1 and 8, on one thread and on two. What counts is the median over rounds of
+the ratio to the cheapest learner alone. Writes cost.json, cost.md and cost.png.
 """
 
 import statistics
@@ -161,6 +161,7 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
     student, taught = (student_folder(run, keep_others=keep) for keep in (False, True))
     if (student / ENSEMBLE_FILE).exists():
         forms["student"] = (student, Wanted())
+        forms["int8 student"] = (student, forms["int8"][1])
     if (taught / ENSEMBLE_FILE).exists():
         forms["int8 cascade, student first"] = (taught, forms["int8 cascade"][1])
     for name, (source, wanted) in forms.items():

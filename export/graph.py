@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import onnx
 import torch
 
+from export.enlarge import enlarged_by_products
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.errors import UserError
 from tailstack.images import Size
@@ -35,7 +36,7 @@ def build_graph(ensemble: Ensemble, image_size: Size) -> onnx.ModelProto:
     Raises:
         UserError: torch can't export one of the architectures.
     """
-    return _export(ensemble, image_size, [PROBABILITIES, LEARNER_PROBABILITIES])
+    return enlarged_by_products(_export(ensemble, image_size, [PROBABILITIES, LEARNER_PROBABILITIES]))
 
 
 def build_learner_graph(learner: Learner, image_size: Size) -> onnx.ModelProto:

@@ -107,4 +107,5 @@ def test_a_student_is_measured_where_there_is_one(
     assert "student" not in cost_variants.build_variants(run, record, tmp_path, 0.3)
     shutil.copytree(run, tmp_path / "run-student")
     assert cost_variants.build_variants(run, record, tmp_path, 0.3)["student"] == tmp_path / "student.onnx"
-    assert (exported["plain"], exported["student"]) == (run, tmp_path / "run-student")
+    assert exported["plain"] == run
+    assert exported["student"] == exported["int8-student"] == tmp_path / "run-student"
