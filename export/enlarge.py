@@ -8,12 +8,15 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from tailstack.artifact import INPUT
 
+ENLARGING = "enlarging/"
+"""What the names of the matrices begin with."""
+
 
 def enlarged_by_products(model: ModelProto) -> ModelProto:
     """Return a copy of `model` with the same answers, in which no Resize enlarges the pixels.
 
     Args:
-        model: a graph of `export.graph`, of one learner or of several.
+        model: a graph as torch exports it, of one learner or of several.
     """
     model = copy.deepcopy(model)
     graph = model.graph
@@ -24,12 +27,12 @@ def enlarged_by_products(model: ModelProto) -> ModelProto:
         if target is None or not all(new > old for new, old in zip(target, source, strict=True)):
             nodes.append(node)
             continue
-        rows, columns, enlarged = (f"{node.output[0]}/{part}" for part in ("rows", "columns", "enlarged"))
+        rows, columns, higher = (f"{ENLARGING}{node.output[0]}/{part}" for part in ("rows", "columns", "higher"))
         matrices = [interpolation(old, new) for old, new in zip(source, target, strict=True)]
         graph.initializer.append(numpy_helper.from_array(matrices[0], rows))
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(matrices[1].T), columns))
-        nodes.append(helper.make_node("MatMul", [rows, node.input[0]], [enlarged], name=f"{enlarged}_node"))
-        nodes.append(helper.make_node("MatMul", [enlarged, columns], node.output, name=node.name))
+        nodes.append(helper.make_node("MatMul", [rows, node.input[0]], [higher], name=f"{higher}_node"))
+        nodes.append(helper.make_node("MatMul", [higher, columns], node.output, name=node.name))
     del graph.node[:]
     graph.node.extend(nodes)
     return model
@@ -56,5 +59,5 @@ def _pixels_become(node: NodeProto, model: ModelProto) -> list[int] | None:
         return None
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     # Batch, and a constant of all that follows it.
-    sizes = numpy_helper.to_array(constants[made_by[node.input[3]].input[-1]])
-    return [int(size) for size in sizes[-2:]]
+    sizes = made_by[node.input[3]].input[-1]
+    return [int(size) for size in numpy_helper.to_array(constants[sizes])[-2:]]

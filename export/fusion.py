@@ -15,7 +15,6 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.cascade import Blend, Cascade
-from export.enlarge import enlarged_by_products
 from export.graph import LOGITS, OPSET
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES
 from tailstack.images import Size
@@ -39,7 +38,7 @@ def fuse(
     Returns:
         A model with the inputs and outputs of `tailstack.artifact`, for any batch size, without metadata.
     """
-    graph = _Graph([enlarged_by_products(learner) for learner in learners], classes)
+    graph = _Graph(learners, classes)
     if cascade is None:
         mean, votes = _average(graph, blend)
     else:

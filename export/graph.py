@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import onnx
 import torch
 
-from export.enlarge import enlarged_by_products
+from export.enlarge import ENLARGING, enlarged_by_products
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
 from tailstack.errors import UserError
 from tailstack.images import Size
@@ -17,8 +17,7 @@ from tailstack.network import Ensemble, Learner
 
 LOGITS = "logits"
 """The output of one learner's graph: float32 `[batch, classes]`."""
-WEIGHTED = ("Conv", "Gemm", "MatMul")
-"""Operators that multiply by weights."""
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 OPSET = 18
 """Its Resize has a CUDA kernel in ONNX Runtime; that of later opsets only in the newest versions."""
 
@@ -36,7 +35,7 @@ def build_graph(ensemble: Ensemble, image_size: Size) -> onnx.ModelProto:
     Raises:
         UserError: torch can't export one of the architectures.
     """
-    return enlarged_by_products(_export(ensemble, image_size, [PROBABILITIES, LEARNER_PROBABILITIES]))
+    return _export(ensemble, image_size, [PROBABILITIES, LEARNER_PROBABILITIES])
 
 
 def build_learner_graph(learner: Learner, image_size: Size) -> onnx.ModelProto:
@@ -46,6 +45,11 @@ def build_learner_graph(learner: Learner, image_size: Size) -> onnx.ModelProto:
         UserError: torch can't export its architecture.
     """
     return _export(learner, image_size, [LOGITS])
+
+
+def is_weighted(node: onnx.NodeProto) -> bool:
+    """Return whether a node multiplies by weights of a network, or by others' activations; not what enlarges pixels."""
+    return node.op_type in _WEIGHTED and not any(name.startswith(ENLARGING) for name in node.input)
 
 
 def _export(network: torch.nn.Module, image_size: Size, outputs: list[str]) -> onnx.ModelProto:
@@ -74,7 +78,7 @@ def _export(network: torch.nn.Module, image_size: Size, outputs: list[str]) -> o
         raise RuntimeError("torch.onnx.export returned no program")
     model = program.model_proto
     _strip(model)
-    return model
+    return enlarged_by_products(model)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.graph import WEIGHTED
+from export.graph import is_weighted
 
 _ONE_FLOAT_INPUT = {"Resize"}
 """Operators whose further inputs, such as scales, are fp32 always."""
@@ -25,7 +25,7 @@ def halve(model: ModelProto) -> ModelProto:
     """
     graph = onnx.shape_inference.infer_shapes(model).graph  # a copy
     floats = _floats(graph)
-    places = [place for place, node in enumerate(graph.node) if node.op_type in WEIGHTED]
+    places = [place for place, node in enumerate(graph.node) if is_weighted(node)]
     first, last = places[0], places[-1]
     before, inside, after = graph.node[:first], graph.node[first:last], graph.node[last:]
     made = {name for node in inside for name in node.output if name in floats}

@@ -23,7 +23,7 @@ from onnxruntime.quantization import (
 
 from export.bias import corrected_biases, with_biases
 from export.equalize import equalized
-from export.graph import WEIGHTED
+from export.graph import is_weighted
 from export.validation import Voters
 from tailstack.artifact import INPUT
 from tailstack.images import Pixels
@@ -110,7 +110,7 @@ def _blocks(model: ModelProto) -> dict[str, list[str]]:
     blocks: dict[str, list[str]] = {}
     current = ""
     for node in model.graph.node:
-        if node.op_type in WEIGHTED:
+        if is_weighted(node):
             name = next((value for value in node.input if value in weights), node.name)
             current = _block_of(name)
         if node.op_type in OPERATORS and current:

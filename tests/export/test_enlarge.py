@@ -1,14 +1,17 @@
 """Enlarging by products: what torch's interpolation answers, and only where pixels get more."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 
 from export.cascade import Blend, Cascade
-from export.enlarge import enlarged_by_products, interpolation
+from export.enlarge import ENLARGING, interpolation
 from export.fusion import fuse
-from export.graph import build_graph, build_learner_graph
+from export.graph import build_graph, build_learner_graph, is_weighted
+from export.half import halve
+from export.quantize import Quantizer
 from export.validation import Voters
 from tailstack.network import Ensemble, Learner
 from tests.conftest import CLASSES
@@ -34,17 +37,35 @@ def learners(*resolutions: int) -> list[Learner]:
 )
 def test_pixels_that_get_more_are_multiplied(image_size: tuple[int, int], enlarged: int) -> None:
     networks = learners(48, 40) if image_size != (24, 40) else learners(48, 44)
-    parts = [build_learner_graph(network, image_size) for network in networks]
     images = np.random.default_rng(0).integers(0, 256, (5, *image_size, 3), dtype=np.uint8)
-    expected = Voters(parts).vote(images)
-    for model in (
-        fuse(parts, BLEND, None, image_size, len(CLASSES)),
-        build_graph(Ensemble(networks, [0.5] * 2, 1), image_size),
-    ):
-        assert sum(node.op_type == "MatMul" for node in model.graph.node) == 2 * enlarged
-        assert sum(node.op_type == "Resize" for node in model.graph.node) == 2 - enlarged
-    for part, votes in zip(parts, expected.swapaxes(0, 1), strict=True):
-        np.testing.assert_allclose(Voters([enlarged_by_products(part)]).vote(images)[:, 0], votes, atol=1e-5)
+    with torch.inference_mode():
+        expected = torch.stack([network(torch.from_numpy(images)).softmax(1) for network in networks], dim=1).numpy()
+    parts = [build_learner_graph(network, image_size) for network in networks]
+    whole = build_graph(Ensemble(networks, [0.5, 0.5], 1), image_size)
+    for nodes in (whole.graph.node, [node for part in parts for node in part.graph.node]):
+        assert sum(node.op_type == "MatMul" for node in nodes) == 2 * enlarged
+        assert (
+            sum(node.op_type == "Resize" for node in nodes)
+            == sum((network.resolution,) * 2 != image_size for network in networks) - enlarged
+        )
+    np.testing.assert_allclose(Voters(parts).vote(images), expected, atol=1e-4)
+    # Of the network's own products, the first is its stem.
+    for part in parts:
+        assert next(node for node in part.graph.node if is_weighted(node)).op_type == "Conv"
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_integers_and_halves_begin_after_it(kept: int) -> None:
+    [network] = learners(48)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    exact = build_learner_graph(network, (32, 32))
+    quantizer = Quantizer(exact, [images])
+    for made in (quantizer.graph(list(quantizer.blocks)[:kept]), halve(exact)):
+        matrices = [tensor for tensor in made.graph.initializer if tensor.name.startswith(ENLARGING)]
+        assert [tensor.data_type for tensor in matrices] == [onnx.TensorProto.FLOAT] * 2
+        [first, second] = [node for node in made.graph.node if node.op_type == "MatMul"]
+        assert {tensor.name for tensor in matrices} <= {*first.input, *second.input}
+        assert not any(name.endswith("DequantizeLinear_Output") for name in (*first.input, *second.input))
 
 
 def test_later_learners_of_a_cascade_enlarge_what_they_see() -> None:

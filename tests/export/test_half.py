@@ -16,7 +16,7 @@ from export.cascade import Blend, Cascade
 from export.cheaper import Wanted
 from export.export import evidence_line, export
 from export.fusion import fuse
-from export.graph import LOGITS, build_learner_graph
+from export.graph import LOGITS, build_learner_graph, is_weighted
 from export.half import halve
 from export.validation import Voters
 from serving.runtime import Model
@@ -62,7 +62,7 @@ def test_weights_are_halved_and_neither_pixels_nor_logits_are(
         onnx.checker.check_model(half, full_check=True)
         assert len(half.SerializeToString()) < 0.55 * len(before)
         types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
-        weighted = [node for node in half.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+        weighted = [node for node in half.graph.node if is_weighted(node)]
         of_weights = [types[name] for node in weighted for name in node.input if name in types]
         assert set(of_weights[:-2]) == {TensorProto.FLOAT16}
         assert types[weighted[-1].input[1]] == TensorProto.FLOAT
