@@ -1,4 +1,4 @@
-"""Enlarging by products: what torch's interpolation answers, and only where pixels get more."""
+"""Enlarging by products: what torch's interpolation answers, and only where small images get more pixels."""
 
 import numpy as np
 import onnx
@@ -33,10 +33,12 @@ def learners(*resolutions: int) -> list[Learner]:
 
 
 @pytest.mark.parametrize(
-    ("image_size", "enlarged"), [((32, 32), 2), ((24, 40), 2), ((44, 44), 1), ((24, 44), 1), ((64, 64), 0)]
+    ("image_size", "enlarged"),
+    [((32, 32), 2), ((24, 40), 2), ((44, 44), 1), ((24, 44), 1), ((64, 64), 0), ((30, 97), 0)],
 )
-def test_pixels_that_get_more_are_multiplied(image_size: tuple[int, int], enlarged: int) -> None:
-    networks = learners(48, 40) if image_size != (24, 40) else learners(48, 44)
+def test_pixels_of_small_images_that_get_more_are_multiplied(image_size: tuple[int, int], enlarged: int) -> None:
+    others = {(24, 40): (48, 44), (30, 97): (104, 112)}
+    networks = learners(*others.get(image_size, (48, 40)))
     images = np.random.default_rng(0).integers(0, 256, (5, *image_size, 3), dtype=np.uint8)
     with torch.inference_mode():
         expected = torch.stack([network(torch.from_numpy(images)).softmax(1) for network in networks], dim=1).numpy()
