@@ -1,4 +1,4 @@
-"""Small images are enlarged by two products of matrices instead of by Resize, which takes several times as long."""
+"""Small images are enlarged by two products of matrices instead of by Resize, which takes longer."""
 
 import copy
 
@@ -11,7 +11,7 @@ from tailstack.artifact import INPUT
 ENLARGING = "enlarging/"
 """What the names of the matrices begin with."""
 _LARGEST_SOURCE = 96
-"""Pixels of a side, above which Resize is as fast: the products' time for a pixel grows with it."""
+"""Pixels of a side, above which Resize is nearly as fast: the products' time for a pixel grows with it."""
 
 
 def enlarged_by_products(model: ModelProto) -> ModelProto:
