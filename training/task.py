@@ -38,11 +38,13 @@ def train_task(task: Task, data: TrainingData, classes: list[str], settings: Fit
     plan = task.plan
     L.seed_everything(plan.seed, verbose=False)
     learner = Learner(plan.architecture, len(classes), settings.resolution, head=plan.head)
-    if task.start:
-        learner.load_state_dict(load_file(task.start))
+    start = load_file(task.start) if task.start else None
+    if start:
+        learner.load_state_dict(start)
     elif settings.pretrained:
         load_pretrained(learner, plan.architecture)
-    train_learner(learner, plan, data, learner_loss(plan, data, classes, settings), settings, task.folder, audience)
+    loss = learner_loss(plan, data, classes, settings)
+    train_learner(learner, plan, data, loss, settings, task.folder, audience, start)
 
 
 def quieten() -> None:

@@ -16,7 +16,7 @@ from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
 from tailstack.network import load_ensemble, load_learner
 from tailstack.run import SPLIT_FILE, RunRecord, learner_folder
-from training import losses
+from training import learner, losses
 from training.compare import compare
 from training.distill import distill, gain_kept, student_settings
 from training.evaluation import predict
@@ -115,6 +115,29 @@ def test_it_starts_from_the_teachers_learner_of_its_network(teacher: Path, tmp_p
     torch.testing.assert_close(first(STUDENT, 1)[name], own[name], atol=1e-6, rtol=0)
     plans = plan_learners(student_settings(teacher, "test_resnet", None, {}), np.zeros(4, np.int64))
     assert Teacher.load(teacher).start(plans[0], 32) is None
+
+
+def test_a_share_of_what_it_started_from_is_kept(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = Path("learners") / f"0-{STUDENT}" / "weights.safetensors"
+    before = load_file(teacher / weights)
+    made = {}
+    for share in (0.0, 0.3, 1.0):
+        monkeypatch.setattr(learner, "START_SHARE", share)
+        distill(teacher, STUDENT, tmp_path / str(share), {"epochs": 1})
+        made[share] = load_file(tmp_path / str(share) / weights)
+    moved = 0.0
+    for name, trained in made[0.0].items():
+        if not trained.is_floating_point():
+            continue
+        moved += float((trained - before[name]).abs().sum())
+        torch.testing.assert_close(made[1.0][name], before[name])
+        torch.testing.assert_close(made[0.3][name], 0.3 * before[name] + 0.7 * trained)
+    assert moved > 0
+    # Who starts from weights that others trained keeps none of them.
+    monkeypatch.setattr(learner, "averaged", None)
+    distill(teacher, "test_resnet", tmp_path / "other", {"epochs": 1})
 
 
 def test_a_stopped_student_reaches_the_same_weights(
