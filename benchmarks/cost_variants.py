@@ -30,6 +30,7 @@ from export.cheaper import Wanted
 from export.export import export
 from export.fusion import fuse
 from export.graph import build_learner_graph
+from export.run_forms import RunForms
 from export.validation import count_batches, pixel_batches, spread
 from tailstack import datastore as datastores
 from tailstack.artifact import LEARNER_PROBABILITIES, PROBABILITIES
@@ -163,11 +164,13 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
         forms["student"] = (student, Wanted())
         forms["int8 student"] = (student, forms["int8"][1])
     if (taught / ENSEMBLE_FILE).exists():
-        forms["int8 cascade, student first"] = (taught, forms["int8 cascade"][1])
+        cascades = [name for name in forms if name.startswith("int8 cascade")]
+        forms |= {f"{name}, student first": (taught, forms[name][1]) for name in cascades}
+    made = {source: RunForms.load(source) for source in dict.fromkeys(source for source, _ in forms.values())}
     for name, (source, wanted) in forms.items():
         path = folder / f"{name.replace(' ', '-')}.onnx"
         try:
-            export(source, path, wanted)
+            export(source, path, wanted, forms=made[source])
         except UserError as error:
             if wanted.plain:
                 raise

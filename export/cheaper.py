@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,13 +16,12 @@ from export.forms import COST_BATCHES, Form, FormMaker
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
 from export.risk import StopRisk
+from export.run_forms import RunForms
 from export.search import Choice, choose
-from export.validation import Voters, calibration_batches, run_splits
+from export.validation import Voters
 from tailstack.artifact import LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
-from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.metrics import Probabilities
-from tailstack.network import Ensemble, Learner
 from tailstack.run import RunRecord
 from tailstack.session import open_session
 
@@ -154,36 +153,26 @@ class CheaperGraph:
         return {str(batch): relative_cost(plain, made, images, batch) for batch in COST_BATCHES}
 
 
-def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ensemble, wanted: Wanted) -> CheaperGraph:
+def build_cheaper(made: RunForms, wanted: Wanted) -> CheaperGraph:
     """Build the graph that is wanted, deciding by the images that validate.
+
+    Args:
+        made: the run, and its learners' forms.
+        wanted: how the graph is to be cheaper.
 
     Raises:
         UserError: nothing validates, torch can't export an architecture, or nothing is within the limits.
     """
-    train, validation = run_splits(run, store)
-    maker = FormMaker(validation, record.image_size)
-    blend = Blend(tuple(record.weights), record.temperature)
-    exact = [maker.in_float(cast(Learner, network)) for network in ensemble.learners]
-    votes = np.stack([form.votes for form in exact], axis=1)
-    judge = Judge(
-        blend.plain(votes),
-        votes,
-        validation.labels,
-        record.classes,
-        np.array(record.class_counts),
-        wanted.max_accuracy_drop,
-    )
-    options = [[form] for form in exact]
+    record, maker, blend = made.record, made.maker, made.blend
+    judge = made.judge(wanted.max_accuracy_drop)
+    options = [[form] for form in made.exact]
     if wanted.cascade:
-        _add_fewer_pixels(options, maker, blend, judge)
+        _add_fewer_pixels(options, made, judge)
     in_float = [list(forms) for forms in options]
     if wanted.precision == "fp16":
         options = [[maker.in_half(form) for form in forms] for forms in options]
     elif wanted.precision == "int8":
-        calibration = calibration_batches(train, record.image_size)
-        options = [
-            [*forms, *(made for form in forms for made in maker.in_integers(form, calibration))] for forms in options
-        ]
+        options = [[*forms, *(whole for form in forms for whole in made.in_integers(form))] for forms in options]
     print("Searching for the cheapest graph within the limits …", flush=True)
     choice = choose(options, blend, judge, cascade=wanted.cascade)
     without = None
@@ -197,22 +186,21 @@ def build_cheaper(run: Path, record: RunRecord, store: Datastore, ensemble: Ense
         forms=choice.forms,
         blend=blend,
         cascade=choice.cascade,
-        plain=_fused(exact, blend, None, record),
+        plain=_fused(made.exact, blend, None, record),
         judge=judge,
         maker=maker,
         without_int8=without,
     )
 
 
-def _add_fewer_pixels(options: list[list[Form]], maker: FormMaker, blend: Blend, judge: Judge) -> None:
+def _add_fewer_pixels(options: list[list[Form]], made: RunForms, judge: Judge) -> None:
     """Give the cheapest learner a form at fewer pixels, unless that is past a limit even where all see every image."""
-    exact = [forms[0] for forms in options]
-    first = min(range(len(exact)), key=lambda place: exact[place].cost)
-    smaller = maker.smaller(exact[first])
+    first = min(range(len(made.exact)), key=lambda place: made.exact[place].cost)
+    smaller = made.smaller(made.exact[first])
     if smaller is None:
         return
-    forms = [smaller if place == first else form for place, form in enumerate(exact)]
-    if not judge.objections(blend.plain(np.stack([form.votes for form in forms], axis=1)), stops_judged=True):
+    forms = [smaller if place == first else form for place, form in enumerate(made.exact)]
+    if not judge.objections(made.blend.plain(np.stack([form.votes for form in forms], axis=1)), stops_judged=True):
         options[first].append(smaller)
 
 

@@ -15,15 +15,14 @@ from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
 from export.measured import measure
 from export.prior import accept_prior, ensemble_prior
+from export.run_forms import RunForms
 from export.verify import TOLERANCE, Reference, check_graph, sample_images, verify_parity
-from tailstack import datastore as datastores
 from tailstack.artifact import FORMAT, Artifact, LearnerCard
-from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text
 from tailstack.images import Pixels
 from tailstack.machine import machine
-from tailstack.network import Ensemble, load_ensemble
+from tailstack.network import Ensemble
 from tailstack.remote import local, push, spelled
 from tailstack.run import WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.session import runtime_version
@@ -36,7 +35,9 @@ PREPROCESSING = (
 )
 
 
-def export(run: Path, output: Path, wanted: Wanted = PLAIN, private_key: Path | None = None) -> Artifact:
+def export(
+    run: Path, output: Path, wanted: Wanted = PLAIN, private_key: Path | None = None, forms: RunForms | None = None
+) -> Artifact:
     """Write the ensemble of `run` as one ONNX file, and its SHA-256 and its model card beside it.
 
     Args:
@@ -44,6 +45,7 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN, private_key: Path | 
         output: the file.
         wanted: how it is to be cheaper; the default is the plain graph, in which every learner sees every image.
         private_key: file of a key to sign the file with; None doesn't sign it.
+        forms: the run's, where more than one file is made of them; None makes what this one needs.
 
     Raises:
         UserError: the run isn't finished, its data set is gone, `output` can't be written, the key can't be used, or
@@ -51,16 +53,15 @@ def export(run: Path, output: Path, wanted: Wanted = PLAIN, private_key: Path | 
     """
     if private_key:
         check_private_key(private_key)
-    record = RunRecord.load(run)
+    forms = forms or RunForms.load(run)
+    record, store, ensemble = forms.record, forms.store, forms.ensemble
     place, output = output, local(output)
     make_folder(output.parent)
     if output.is_dir():
         raise UserError(f"output {output} is a folder; it has to be a file, such as {output / 'ensemble.onnx'}")
-    ensemble = load_ensemble(run, record)
-    store = _datastore(record)
     images = sample_images(store.test, record.image_size)
     print(f"Fusing {len(record.learners)} learner(s) of {spelled(run)} into one graph …", flush=True)
-    cheaper = build_cheaper(run, record, store, ensemble, wanted) if not wanted.plain else None
+    cheaper = build_cheaper(forms, wanted) if not wanted.plain else None
     model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
     record = cheaper.record if cheaper else record
     with whole_file(output) as part:
@@ -174,10 +175,3 @@ def describe(run: Path, record: RunRecord, name: str, parity: dict[str, float]) 
             },
         },
     )
-
-
-def _datastore(record: RunRecord) -> Datastore:
-    store = datastores.load(Path(record.datastore["path"]))
-    if store.classes != record.classes:
-        raise UserError(f"datastore {store.path} has other classes than the run was trained on")
-    return store

@@ -40,9 +40,9 @@ _BLOCKS_IN_FLOAT = (0, 1, 2, 3, 4, 8)
 _SIGNED_BLOCKS_IN_FLOAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
-    """One learner in one form."""
+    """One learner in one form. Two are the same only where they are one object."""
 
     model: ModelProto
     """A graph as of `export.graph.build_learner_graph`."""

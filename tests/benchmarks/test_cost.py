@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.cost_report import draw, markdown
 from benchmarks.cost_variants import CostSettings, run_costs
 from benchmarks.machine import describe_machine
 from export.export import export
+from export.run_forms import RunForms
 from tailstack.errors import UserError
 from tailstack.run import RunRecord
 from tests.conftest import SMALL_LEARNERS
@@ -19,13 +21,13 @@ from tests.conftest import SMALL_LEARNERS
 
 @pytest.fixture(scope="module")
 def rows(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[cost_variants.Row]:
-    def export_once(run: Path, path: Path, wanted: cost_variants.Wanted) -> None:
+    def export_once(run: Path, path: Path, wanted: cost_variants.Wanted, forms: RunForms) -> None:
         """Export as asked, but in fp32: measuring is the same, and tests of int8 have their own place."""
         twin = path.with_name("cascade.onnx" if wanted.cascade else "plain.onnx")
         if twin.exists():
             shutil.copy(twin, path)
         else:
-            export(run, path, wanted)
+            export(run, path, wanted, forms=forms)
 
     settings = CostSettings(small_run, max_accuracy_drop=60, rounds=1, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -78,7 +80,7 @@ def test_the_report_shows_every_row(rows: list[cost_variants.Row], tmp_path: Pat
 def test_what_the_gate_refuses_is_left_out(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(_run: Path, path: Path, wanted: cost_variants.Wanted) -> None:
+    def refuse(_run: Path, path: Path, wanted: cost_variants.Wanted, **_: Any) -> None:
         if not wanted.plain:
             raise UserError("the release gate refuses this graph")
         path.touch()
@@ -97,7 +99,7 @@ def test_a_student_is_measured_where_there_is_one(
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     exported: dict[str, Path] = {}
 
-    def note(source: Path, path: Path, *_: cost_variants.Wanted) -> None:
+    def note(source: Path, path: Path, *_: cost_variants.Wanted, **__: Any) -> None:
         exported[path.stem] = source
 
     monkeypatch.setattr(cost_variants, "export", note)
@@ -109,3 +111,7 @@ def test_a_student_is_measured_where_there_is_one(
     assert cost_variants.build_variants(run, record, tmp_path, 0.3)["student"] == tmp_path / "student.onnx"
     assert exported["plain"] == run
     assert exported["student"] == exported["int8-student"] == tmp_path / "run-student"
+    shutil.copytree(run, tmp_path / "run-taught")
+    cost_variants.build_variants(run, record, tmp_path, 0.3)
+    taught = [name for name, source in exported.items() if source == tmp_path / "run-taught"]
+    assert taught == ["int8-cascade,-student-first", "int8-cascade-0.1,-student-first"]

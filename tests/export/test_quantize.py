@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from export.forms import FormMaker
 from export.fusion import fuse
 from export.graph import build_learner_graph
 from export.quantize import Quantizer
+from export.run_forms import RunForms
 from export.validation import Voters
 from serving.runtime import Model
 from tailstack.network import Learner
@@ -146,6 +148,33 @@ def test_the_file_says_that_it_is_int8_and_serves(
     model = Model.load(tmp_path / "small.onnx", max_batch=4)
     assert model.artifact == artifact
     assert model.classify(np.zeros((3, SIZE, SIZE, 3), np.uint8)).votes.shape == (3, len(SMALL_LEARNERS), len(CLASSES))
+
+
+def test_files_of_one_run_share_its_forms(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FormMaker, "costs", pretend_costs(0.5))
+    shared = RunForms.load(small_run)
+    made: list[str] = []
+    for name in ("in_float", "smaller", "in_integers"):
+        method = getattr(FormMaker, name)
+
+        def counted(*arguments: Any, name: str = name, method: Callable[..., Any] = method) -> Any:
+            made.append(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(FormMaker, name, counted)
+    answers = {}
+    for forms in (shared, shared, None):
+        for cascade in (False, True):
+            made.clear()
+            path = tmp_path / f"{len(answers)}.onnx"
+            export(small_run, path, Wanted(cascade, "int8", max_accuracy_drop=80), forms=forms)
+            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            images = np.arange(3 * SIZE * SIZE * 3, dtype=np.uint8).reshape(3, SIZE, SIZE, 3)
+            answers[len(answers)] = (session.run(["probabilities"], {"images": images})[0], list(made))
+    # The second of a kind made nothing anew, and is what one without help is.
+    assert [bool(names) for _, names in answers.values()] == [True, True, False, False, True, True]
+    for cascade in (0, 1):
+        np.testing.assert_array_equal(answers[2 + cascade][0], answers[4 + cascade][0])
 
 
 def test_where_integers_are_slower_there_are_none(
