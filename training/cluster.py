@@ -3,16 +3,19 @@
 On a CPU two learners on a core each are trained faster than one after the other on both: not all of a step is parallel.
 """
 
+from dataclasses import replace
+
 import ray
 import torch
 from rich.console import Console
 
 from tailstack.cluster import connect
 from tailstack.errors import UserError
+from training.cycles import train_in_cycles
 from training.dataset import TrainingData
 from training.learner import Audience
 from training.settings import FitSettings
-from training.task import Task, train_task
+from training.task import Task
 
 _TRIES = 3
 """Of a learner whose node is lost; each goes on from its last checkpoint."""
@@ -34,7 +37,8 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES)(_train)
         shared = ray.put(data)
         absolute = [
-            Task(task.plan, task.folder.resolve(), task.start.resolve() if task.start else None) for task in tasks
+            replace(task, folder=task.folder.resolve(), start=task.start.resolve() if task.start else None)
+            for task in tasks
         ]
         ray.get([remote.remote(task, shared, classes, settings, cpus) for task in absolute])
     finally:
@@ -43,4 +47,4 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
 
 def _train(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, cpus: int) -> None:
     torch.set_num_threads(cpus)
-    train_task(task, data, classes, settings, Audience(Console()))
+    train_in_cycles(task, data, classes, settings, Audience(Console()))

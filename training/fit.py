@@ -19,6 +19,7 @@ from tailstack.files import make_folder, read_json, sha256, write_json
 from tailstack.network import architecture_config
 from tailstack.remote import fetch, push, spelled
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from training.cycles import train_in_cycles
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.evaluation import evaluate_run, results_table
 from training.learner import Audience, OnEpoch
@@ -28,8 +29,8 @@ from training.pace import Pace, within_budget
 from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
 from training.sharing import adopt, copy_learner, note_origin, origin
-from training.task import Task, class_factors, quieten, train_task
-from training.teacher import Teacher
+from training.task import Task, class_factors, quieten
+from training.teacher import START_SHARE, Teacher
 from training.techniques import LearnerPlan, completed, find_technique, plan_learners
 
 SHARED_SETTINGS = (
@@ -93,7 +94,12 @@ def fit(
         answers=teacher.answers(train, pixels["train"], image_size, run, share) if teacher else None,
     )
     todo = [
-        Task(plan, learner_folder(run, plan.name), teacher.start(plan, settings.resolution) if teacher else None)
+        Task(
+            plan,
+            learner_folder(run, plan.name),
+            teacher.start(plan, settings.resolution) if teacher else None,
+            START_SHARE,
+        )
         for plan in plans
     ]
     todo = [task for task in todo if not _is_done(task, origin(task.plan, data, image_size, settings), share, console)]
@@ -176,7 +182,7 @@ def _train(
         fetch_pretrained(architecture, settings.resolution)
     for task in tasks:
         chosen, listener = pace.lead(task.plan.name, settings, audience) if pace else (settings, audience)
-        train_task(task, data, classes, chosen, listener)
+        train_in_cycles(task, data, classes, chosen, listener)
 
 
 def _open_run(settings: FitSettings) -> Path:

@@ -31,10 +31,6 @@ from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
 CHECKPOINT = "last.ckpt"
-START_SHARE = 0.3
-"""Of the weights that a learner started from, where those were trained on the same images before. On photos left out of
-training, a student had 0.8300 with none of them, 0.8350 with 0.3 and 0.8340 with 0.5 (ratio 0.1); another one 0.6010
-with none, 0.6045 with 0.25 and 0.6009 with 0.5 (ratio 0.005)."""
 METRICS = "metrics.csv"
 LOGGED: tuple[str, ...] = ("train_loss", "val_loss", "val_top1")
 OnEpoch = Callable[[dict[str, float]], None]
@@ -187,7 +183,7 @@ class Journal(L.Callback):
             {"epoch": epoch, **figures, "images_per_second": round(speed, 2), "seconds": round(seconds, 3)}
         )
         if trainer.is_global_zero:
-            write_text(self.folder / METRICS, _as_csv(self.rows))
+            write_text(self.folder / METRICS, as_csv(self.rows))
         shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         line = f"{self.plan.name}: epoch {epoch}/{trainer.max_epochs}, {shown}, {speed:.0f} images/s, {seconds:.0f} s"
         self.audience.console.print(line, highlight=False, soft_wrap=True)
@@ -251,12 +247,14 @@ def train_learner(
     folder: Path,
     audience: Audience,
     start: Mapping[str, Tensor] | None = None,
+    share: float = 0.0,
 ) -> None:
     """Train `learner`, from the checkpoint in `folder` if there is one, and write its weights there.
 
     Args:
         learner, plan, data, loss, settings, folder, audience: what is trained, on what, how, and who follows it.
-        start: the weights it has, where they come from a training on the same images: a share of them is kept.
+        start: the weights it has, where they come from a training on the same images.
+        share: what is kept of them.
 
     Raises:
         KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
@@ -295,19 +293,19 @@ def train_learner(
     with whole_file(folder / WEIGHTS_FILE) as part:
         weights = learner.state_dict()
         if start:
-            weights = averaged(start, weights)
+            weights = averaged(start, weights, share)
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
     checkpoint.unlink(missing_ok=True)
 
 
-def averaged(start: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `START_SHARE` of a network's weights before its training, and the rest of those after it.
+def averaged(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return `share` of a network's weights before its training, and the rest of those after it.
 
     Fine-tuned weights lie where the loss is low between them and their start, and their mean is better than either:
     Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     """
     return {
-        name: torch.lerp(after, start[name].to(after.device), START_SHARE) if after.is_floating_point() else after
+        name: torch.lerp(after, start[name].to(after.device), share) if after.is_floating_point() else after
         for name, after in trained.items()
     }
 
@@ -345,7 +343,8 @@ def seconds_trained(folder: Path) -> float:
         return float(list(csv.DictReader(file))[-1]["seconds"])
 
 
-def _as_csv(rows: list[dict[str, float]]) -> str:
+def as_csv(rows: list[dict[str, float]]) -> str:
+    """Return the rows of a learner's log as metrics.csv has them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()

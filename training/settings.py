@@ -79,6 +79,9 @@ class FitSettings:
     ema: float | None = None
     """Decay of the average of weights (by step) that is kept in the place of the last ones; 0 keeps the last."""
     epochs: int = 8
+    second_cycle: int | None = None
+    """Epochs of a second cycle of the learning rate, at full resolution: each weight is then the mean of what both
+    cycles end with, which is worth more than either."""
     resolution: int = 96
     """Height and width, in pixels, that the backbones see."""
     grow_from: int | None = None
@@ -114,15 +117,11 @@ class FitSettings:
         Raises:
             UserError: naming the setting.
         """
-        for name in ("batch_size", "epochs", "resolution", "devices", "num_nodes", "threshold"):
+        for name in ("batch_size", "epochs", "second_cycle", "resolution", "devices", "num_nodes", "threshold"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"--{name} is {getattr(self, name)}, and has to be 1 or more")
         if self.budget is not None:
-            seconds_of(self.budget)
-            if self.cluster is not None:
-                raise UserError("--budget plans for learners one after the other: leave --cluster out")
-            if self.teacher is not None:
-                raise UserError("--budget doesn't plan for a student: leave it out, and set --epochs")
+            self._check_budget(self.budget)
         if self.processes > 1:
             self._check_processes()
         if not self.architectures:
@@ -138,11 +137,22 @@ class FitSettings:
         if any(weight <= 0 for weight in self.class_weights.values()):
             raise UserError("--class_weights has a factor that is not above 0")
 
+    def _check_budget(self, budget: str) -> None:
+        seconds_of(budget)
+        if self.cluster is not None:
+            raise UserError("--budget plans for learners one after the other: leave --cluster out")
+        if self.teacher is not None:
+            raise UserError("--budget doesn't plan for a student: leave it out, and set --epochs")
+        if self.second_cycle is not None:
+            raise UserError("--budget doesn't plan for a second cycle: leave one of them out")
+
     def _check_processes(self) -> None:
         if self.cluster is not None or self.budget is not None:
             raise UserError(
                 "--devices and --num_nodes are for one learner after the other: leave --cluster and --budget"
             )
+        if self.second_cycle is not None:
+            raise UserError("--second_cycle is for learners of one process each: leave --devices and --num_nodes")
         if self.num_nodes > 1 and is_remote(self.output):
             raise UserError(f"--output is {spelled(self.output)}: several machines need a folder that they share")
         if self.batch_size < self.processes:

@@ -36,6 +36,7 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
     # Under a budget, time may change the epochs of a learner.
     return {
         **({"budget": settings.budget} if settings.budget else {}),
+        **({"second_cycle": settings.second_cycle} if settings.second_cycle else {}),
         **({} if data.answers is None else {"answers_sha256": hashlib.sha256(data.answers.tobytes()).hexdigest()}),
         **{name: getattr(settings, name) for name in _SETTINGS},
         **recipe,

@@ -29,6 +29,8 @@ class Task:
     folder: Path
     start: Path | None = None
     """Weights of the same network to start from, instead of pretrained ones."""
+    share: float = 0.0
+    """What is kept of them: the learner's weights are so much of those, and the rest of what it ends with."""
 
 
 def train_task(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience) -> None:
@@ -44,7 +46,7 @@ def train_task(task: Task, data: TrainingData, classes: list[str], settings: Fit
     elif settings.pretrained:
         load_pretrained(learner, plan.architecture)
     loss = learner_loss(plan, data, classes, settings)
-    train_learner(learner, plan, data, loss, settings, task.folder, audience, start)
+    train_learner(learner, plan, data, loss, settings, task.folder, audience, start, task.share)
 
 
 def quieten() -> None:

@@ -25,6 +25,11 @@ from training.evaluation import predict
 from training.settings import FitSettings
 from training.techniques import LearnerPlan
 
+START_SHARE = 0.3
+"""Of its twin's weights, that a student keeps. On photos left out of training, a student had 0.8300 with none of them,
+0.8350 with 0.3 and 0.8340 with 0.5 (ratio 0.1); another one 0.6010 with none, 0.6045 with 0.25 and 0.6009 with 0.5
+(ratio 0.005)."""
+
 
 @dataclass(frozen=True)
 class Teacher:

@@ -71,7 +71,7 @@ def test_a_learner_that_techniques_share_is_trained_once(
     whole: Path, tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[str] = []
-    train = module.fit.__globals__["train_task"].__globals__["train_learner"]
+    train = module.fit.__globals__["train_in_cycles"].__globals__["train_task"].__globals__["train_learner"]
 
     def noting(learner: Any, plan: Any, *rest: Any) -> None:
         trained.append(plan.name)

@@ -124,7 +124,7 @@ def test_a_share_of_what_it_started_from_is_kept(
     before = load_file(teacher / weights)
     made = {}
     for share in (0.0, 0.3, 1.0):
-        monkeypatch.setattr(learner, "START_SHARE", share)
+        monkeypatch.setattr("training.fit.START_SHARE", share)
         distill(teacher, STUDENT, tmp_path / str(share), {"epochs": 1})
         made[share] = load_file(tmp_path / str(share) / weights)
     moved = 0.0

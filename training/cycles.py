@@ -1,0 +1,62 @@
+"""One learner in one cycle of the learning rate, or in two, whose ends are averaged.
+
+Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018. The second cycle starts
+from the weights of the first, at full resolution and with all layers; each is a training of its own, in its own folder.
+"""
+
+import csv
+import dataclasses
+import shutil
+from pathlib import Path
+
+from tailstack.files import make_folder, whole_file, write_text
+from tailstack.run import WEIGHTS_FILE
+from training.dataset import TrainingData
+from training.learner import METRICS, Audience, as_csv
+from training.settings import FitSettings
+from training.task import Task, train_task
+from training.techniques import LearnerPlan
+
+FIRST, SECOND = "first-cycle", "second-cycle"
+MEAN = 0.5
+_SEEDS_APART = 500
+"""From a learner's seed to that of its second cycle: the seeds of learners are 1 apart, those of runs 1,000."""
+
+
+def train_in_cycles(
+    task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience
+) -> None:
+    """Train the learner, from where it stopped, and write its weights and its log into the task's folder."""
+    if settings.second_cycle is None:
+        train_task(task, data, classes, settings, audience)
+        return
+    folder = task.folder
+    first = dataclasses.replace(task, folder=folder / FIRST)
+    second = Task(second_plan(task.plan), folder / SECOND, first.folder / WEIGHTS_FILE, MEAN)
+    cycles = ((first, settings), (second, dataclasses.replace(settings, epochs=settings.second_cycle)))
+    for cycle, chosen in cycles:
+        if not (make_folder(cycle.folder) / WEIGHTS_FILE).exists():
+            train_task(cycle, data, classes, chosen, audience)
+    write_text(folder / METRICS, as_csv(joined(_rows(first.folder), _rows(second.folder))))
+    with whole_file(folder / WEIGHTS_FILE) as part:
+        shutil.copyfile(second.folder / WEIGHTS_FILE, part)
+    for cycle, _ in cycles:
+        (cycle.folder / WEIGHTS_FILE).unlink()
+
+
+def second_plan(plan: LearnerPlan) -> LearnerPlan:
+    """Return how a learner's second cycle is trained: in another order, and from its start as the first cycle ends."""
+    recipe = dataclasses.replace(plan.recipe, grow_from=0, freeze=0.0, deferred=0.0)
+    return dataclasses.replace(plan, name=f"{plan.name}, second cycle", seed=plan.seed + _SEEDS_APART, recipe=recipe)
+
+
+def joined(first: list[dict[str, float]], second: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the rows of both logs as one, in which epochs and seconds go on."""
+    epochs, seconds = first[-1]["epoch"], first[-1]["seconds"]
+    return [*first, *({**row, "epoch": epochs + row["epoch"], "seconds": seconds + row["seconds"]} for row in second)]
+
+
+def _rows(folder: Path) -> list[dict[str, float]]:
+    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
