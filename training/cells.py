@@ -3,7 +3,6 @@
 results/NAME/cells/<datastore>--<technique>--seed<k>.json
 """
 
-import csv
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json
 from tailstack.run import RunRecord, learner_folder
-from training.learner import METRICS
+from training.learner import read_log
 
 FOLDER = "cells"
 
@@ -49,7 +48,7 @@ class Cell(BaseModel):
             ratio=round(min(record.class_counts) / max(record.class_counts), 4),
             technique=record.technique,
             seed=record.config["seed"],
-            curves={learner.name: _curve(learner_folder(run, learner.name) / METRICS) for learner in record.learners},
+            curves={learner.name: read_log(learner_folder(run, learner.name)) for learner in record.learners},
             run=record,
         )
 
@@ -86,8 +85,3 @@ def load_cells(folder: Path) -> list[Cell]:
         except ValidationError as error:
             raise UserError(f"{path} is not of this version's form: {error}") from error
     return sorted(cells, key=lambda cell: (-cell.ratio, cell.datastore, cell.technique, cell.seed))
-
-
-def _curve(path: Path) -> list[dict[str, float]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

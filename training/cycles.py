@@ -4,15 +4,13 @@ Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalizat
 from the weights of the first, at full resolution and with all layers; each is a training of its own, in its own folder.
 """
 
-import csv
 import dataclasses
 import shutil
-from pathlib import Path
 
 from tailstack.files import make_folder, whole_file, write_text
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import TrainingData
-from training.learner import METRICS, Audience, as_csv
+from training.learner import METRICS, Audience, as_csv, read_log
 from training.settings import FitSettings
 from training.task import Task, train_task
 from training.techniques import LearnerPlan
@@ -39,7 +37,7 @@ def train_in_cycles(
     for cycle, chosen in cycles:
         if not (make_folder(cycle.folder) / WEIGHTS_FILE).exists():
             train_task(cycle, data, classes, chosen, audience)
-    write_text(folder / METRICS, as_csv(joined(_rows(first.folder), _rows(second.folder))))
+    write_text(folder / METRICS, as_csv(joined(read_log(first.folder), read_log(second.folder))))
     with whole_file(folder / WEIGHTS_FILE) as part:
         shutil.copyfile(second.folder / WEIGHTS_FILE, part)
     for cycle, _ in cycles:
@@ -54,11 +52,6 @@ def second_plan(plan: LearnerPlan) -> LearnerPlan:
 
 def joined(first: list[dict[str, float]], second: list[dict[str, float]]) -> list[dict[str, float]]:
     """Return the rows of both logs as one, in which epochs and seconds go on."""
-    epochs, seconds = first[-1]["epoch"], first[-1]["seconds"]
-    return [*first, *({**row, "epoch": epochs + row["epoch"], "seconds": seconds + row["seconds"]} for row in second)]
-
-
-def _rows(folder: Path) -> list[dict[str, float]]:
-    with (folder / METRICS).open(encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    seconds = first[-1]["seconds"]
+    rows = [*first, *({**row, "seconds": seconds + row["seconds"]} for row in second)]
+    return [{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)]

@@ -336,11 +336,17 @@ def _callbacks(
 
 def seconds_trained(folder: Path) -> float:
     """Return the wall time that the learner in `folder` has taken, over all sittings: 0 before its first epoch."""
+    rows = read_log(folder)
+    return rows[-1]["seconds"] if rows else 0.0
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv of the learner in `folder`: none before its first epoch."""
     path = folder / METRICS
     if not path.exists():
-        return 0.0
+        return []
     with path.open(encoding="utf-8", newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:
