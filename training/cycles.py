@@ -5,9 +5,8 @@ from the weights of the first, at full resolution and with all layers; each is a
 """
 
 import dataclasses
-import shutil
 
-from tailstack.files import make_folder, whole_file, write_text
+from tailstack.files import make_folder, write_text
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import TrainingData
 from training.learner import METRICS, Audience, as_csv, read_log
@@ -38,10 +37,8 @@ def train_in_cycles(
         if not (make_folder(cycle.folder) / WEIGHTS_FILE).exists():
             train_task(cycle, data, classes, chosen, audience)
     write_text(folder / METRICS, as_csv(joined(read_log(first.folder), read_log(second.folder))))
-    with whole_file(folder / WEIGHTS_FILE) as part:
-        shutil.copyfile(second.folder / WEIGHTS_FILE, part)
-    for cycle, _ in cycles:
-        (cycle.folder / WEIGHTS_FILE).unlink()
+    (second.folder / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
+    (first.folder / WEIGHTS_FILE).unlink()
 
 
 def second_plan(plan: LearnerPlan) -> LearnerPlan:

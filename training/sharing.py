@@ -8,10 +8,12 @@ from typing import Any
 
 from tailstack.files import read_json, whole_file, write_json
 from tailstack.images import Size
+from tailstack.metrics import Probabilities
 from tailstack.run import WEIGHTS_FILE
 from training.dataset import TrainingData
 from training.learner import METRICS
 from training.settings import FitSettings
+from training.teacher import START_SHARE
 from training.techniques import LearnerPlan
 
 ORIGIN_FILE = "origin.json"
@@ -37,7 +39,7 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
     return {
         **({"budget": settings.budget} if settings.budget else {}),
         **({"second_cycle": settings.second_cycle} if settings.second_cycle else {}),
-        **({} if data.answers is None else {"answers_sha256": hashlib.sha256(data.answers.tobytes()).hexdigest()}),
+        **({} if data.answers is None else _of_teacher(data.answers)),
         **{name: getattr(settings, name) for name in _SETTINGS},
         **recipe,
         "architecture": plan.architecture,
@@ -49,6 +51,10 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
         "images_sha256": data.digest,
         "samples_sha256": hashlib.sha256(plan.samples.tobytes()).hexdigest(),
     }
+
+
+def _of_teacher(answers: Probabilities) -> dict[str, Any]:
+    return {"answers_sha256": hashlib.sha256(answers.tobytes()).hexdigest(), "start_share": START_SHARE}
 
 
 def adopt(folder: Path, source: dict[str, Any], runs: Path) -> bool:
