@@ -80,6 +80,12 @@ def partial_means(votes: Votes, weights: Sequence[float], order: Sequence[int]) 
     return np.asarray(sums / np.cumsum(shares)[:, None], np.float32)
 
 
+def shares_seen(weights: Sequence[float], order: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the share of all weight that the first, the first two, … learners of `order` have: `[learners]`."""
+    ordered = np.array(weights)[list(order)]
+    return np.asarray(np.cumsum(ordered) / ordered.sum())
+
+
 def tempered(
     probabilities: npt.NDArray[np.float32], temperatures: npt.NDArray[np.floating[Any]]
 ) -> npt.NDArray[np.float32]:

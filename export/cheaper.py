@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from export import MAX_ACCURACY_DROP
-from export.cascade import Blend, Cascade, Votes, partial_means
+from export.cascade import Blend, Cascade, Votes, partial_means, shares_seen
 from export.forms import COST_BATCHES, Form, FormMaker
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
@@ -140,7 +140,8 @@ class CheaperGraph:
             return self.judge.expected_drop(answers), self.judge.expected_drop_bound(answers)
         votes = np.stack([form.votes for form in self.forms], axis=1)
         means = partial_means(votes, self.blend.weights, self.cascade.order)
-        risk, used = StopRisk.fit(means, self.judge), self.cascade.used(means)
+        shares = shares_seen(self.blend.weights, self.cascade.order)
+        risk, used = StopRisk.fit(means, shares, self.judge), self.cascade.used(means)
         return risk.expected(used), risk.bound(used)
 
     def _cost(self, path: Path) -> dict[str, dict[str, float]]:

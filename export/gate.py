@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from export.disputes import sharpened
 from tailstack.artifact import INPUT
 from tailstack.images import Pixels
 from tailstack.metrics import (
@@ -86,22 +87,11 @@ class Judge:
     def lost(self, answers: Probabilities) -> Floats:
         """Return what each image is expected to lose by these answers, `[images]`.
 
-        It is the difference of the ensemble's own probabilities of its class and of that of `answers`, times
-        `understatement`.
+        It is the difference of the ensemble's own probabilities of its class and of that of `answers`, as sure as
+        `export.disputes` finds them to be.
         """
-        return self._doubts(answers) * self.understatement
-
-    @functools.cached_property
-    def understatement(self) -> float:
-        """How much more learners lose alone than the ensemble expects by its probabilities: a multiple, 1 at least.
-
-        An average of probabilities is less sure than it could be, above all where its learners disagree (Ranjan &
-        Gneiting, "Combining probability forecasts", 2010): there it is right more often beside them than it says.
-        """
-        alone = [self.votes[:, learner] for learner in range(self.votes.shape[1])]
-        expected = sum(self._doubts(answers).sum() for answers in alone)
-        lost = sum((self._plain_hits - self._hits(answers)).sum() for answers in alone)
-        return max(1.0, float(lost / expected)) if expected > 0 else 1.0
+        taken = self._sharpened[np.arange(len(self.labels)), answers.argmax(axis=1)]
+        return np.asarray(self._sharpened.max(axis=1) - taken)
 
     def objections(self, answers: Probabilities, *, stops_judged: bool = False) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is.
@@ -143,16 +133,15 @@ class Judge:
         """Return the calibration error where images count the same, and where classes do."""
         return [expected_calibration_error(answers, self.labels, weights=weights) for weights in self.mixes]
 
-    def _doubts(self, answers: Probabilities) -> Floats:
-        """Return by how much less likely the plain ensemble holds each image's class in `answers`, `[images]`."""
-        plain = self.plain.astype(np.float64)
-        return np.asarray(plain.max(axis=1) - plain[np.arange(len(self.labels)), answers.argmax(axis=1)])
-
     def _hits(self, answers: Probabilities) -> Floats:
         """Return 1 where `answers` are right and 0 where not, `[images]`."""
         return np.asarray(answers.argmax(axis=1) == self.labels, dtype=np.float64)
 
     # A search asks for these thousands of times.
+
+    @functools.cached_property
+    def _sharpened(self) -> Floats:
+        return sharpened(self.plain, self.votes, self.labels)
 
     @functools.cached_property
     def _plain_hits(self) -> Floats:

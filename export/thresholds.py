@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.cascade import Blend, Cascade, Counts, Votes, partial_means
+from export.cascade import Blend, Cascade, Counts, Votes, partial_means, shares_seen
 from export.gate import Judge
 from export.risk import StopRisk
 
@@ -41,7 +41,8 @@ def choose_cascade(votes: Votes, blend: Blend, costs: Sequence[float], judge: Ju
     means = partial_means(votes, blend.weights, order)
     confidences = means.max(axis=2)
     ladders = [_ladder(confidences[:, stage]) for stage in range(len(order) - 1)]
-    search = _Search(order, means, confidences, costs, blend, judge, StopRisk.fit(means, judge), ladders)
+    risk = StopRisk.fit(means, shares_seen(blend.weights, order), judge)
+    search = _Search(order, means, confidences, costs, blend, judge, risk, ladders)
     all_asked = (0,) * len(ladders)
     if not search.is_allowed(all_asked):
         return None

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from export import search
-from export.cascade import Blend, Cascade, partial_means
+from export.cascade import Blend, Cascade, partial_means, shares_seen
 from export.cheaper import Wanted
 from export.export import export
 from export.fusion import fuse
@@ -187,7 +187,9 @@ def test_thresholds_save_what_the_limits_allow_and_no_more(learners: int) -> Non
         assert cascade.order == tuple(range(learners))[::-1]
         answers, _, counts = cascade.run(votes, blend)
         assert judge.objections(answers, stops_judged=True) == []
-        assert StopRisk.fit(partial_means(votes, blend.weights, cascade.order), judge).bound(counts) <= max_drop
+        means = partial_means(votes, blend.weights, cascade.order)
+        shares = shares_seen(blend.weights, cascade.order)
+        assert StopRisk.fit(means, shares, judge).bound(counts) <= max_drop
         used.append(counts.mean())
     assert used == sorted(used, reverse=True)
     assert learners == 1 or used[-1] < 0.8 * learners
@@ -243,23 +245,6 @@ def test_a_calibration_error_that_is_of_one_class_mix_alone_is_no_objection() ->
     assert judge.objections(sure(0.75)) == []
     [objection] = judge.objections(sure(0.99))
     assert objection == "the calibration error (ECE) grows by 0.120 (limit 0.02)"
-
-
-def test_a_loss_is_what_the_ensemble_doubts_times_what_it_understates() -> None:
-    # The ensemble is right in all four, and would lose 0.1 by the first learner in the third and 0.2 in the fourth.
-    labels = np.array([0, 0, 0, 0])
-    plain = np.array([[0.9, 0.1], [0.8, 0.2], [0.55, 0.45], [0.6, 0.4]], np.float32)
-    other = plain.copy()
-    other[2:] = other[2:, ::-1]
-    votes = np.stack([other, plain], axis=1)
-    counts = np.array([200, 200])
-    judge = Judge(plain, votes, labels, ["a", "b"], counts, max_drop=0.3)
-    # It loses two images of eight answers where 0.3 were expected.
-    assert judge.understatement == pytest.approx(2 / 0.3)
-    assert judge.lost(other) == pytest.approx([0, 0, 0.1 * 2 / 0.3, 0.2 * 2 / 0.3])
-    # Learners that lose less than was expected, or nothing that is seen, are no reason to allow more.
-    assert Judge(plain, votes, 1 - labels, ["a", "b"], counts, max_drop=0.3).understatement == 1
-    assert Judge(plain, plain[:, None], labels, ["a", "b"], counts, max_drop=0.3).understatement == 1
 
 
 def test_the_bound_on_the_drop_is_above_its_mean_and_closer_with_more_images() -> None:

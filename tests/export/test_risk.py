@@ -9,6 +9,8 @@ from export.gate import Judge
 from export.risk import Curve, StopRisk
 
 IMAGES = 4000
+THIRD = 1 / 3
+HALVES = np.array([0.5, 1])
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,44 +38,46 @@ def judge_of(votes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], max_
 
 def test_a_curve_finds_the_loss_by_confidence() -> None:
     confidence, lost = planted(IMAGES)
-    curve = Curve.fit(confidence, lost)
+    curve = Curve.fit(confidence, lost, THIRD)
     assert curve.lost == pytest.approx(0.4 * (1 - confidence) ** 1.5, abs=0.03)
-    # The likelihood's own equations: in all, as much is lost by the curve as was.
-    assert curve.lost.sum() == pytest.approx(lost.sum(), rel=1e-3)
+    assert curve.lost.sum() == pytest.approx(lost.sum())
+
+
+@pytest.mark.parametrize(("seen", "power"), [(0.0, 1), (1 / 3, 1.5), (0.5, 2), (2 / 3, 3), (0.8, 3), (1.0, 3)])
+def test_the_more_have_voted_the_steeper_is_the_curve(seen: float, power: float) -> None:
+    # 0.8 and 0.4 of doubt: twice as much doubt is 2^power as much loss, and both lose 0.3 together.
+    curve = Curve.fit(np.array([0.2, 0.6]), np.array([0.3, 0.0]), seen)
+    assert curve.lost == pytest.approx([0.3 * 2**power / (2**power + 1), 0.3 / (2**power + 1)])
 
 
 def test_a_curve_is_surer_with_more_images() -> None:
-    few, many = (Curve.fit(*planted(images)).covariance for images in (IMAGES // 16, IMAGES))
-    assert np.sqrt(np.diag(few) / np.diag(many)) == pytest.approx([4, 4], rel=0.4)
+    few, many = (Curve.fit(*planted(images), THIRD).relative_error for images in (IMAGES, 16 * IMAGES))
+    assert few / many == pytest.approx(4, rel=0.2)
 
 
 def test_a_curve_knows_how_unsure_it_is() -> None:
-    curves = [Curve.fit(*planted(500, seed)) for seed in range(200)]
-    shares = np.array([np.log(curve.lost.mean()) for curve in curves])
-    stated = np.array([_error_of_mean(curve) for curve in curves])
-    # Of the logarithm of the mean loss over images of the same confidences.
-    assert shares.std() == pytest.approx(stated.mean(), rel=0.25)
-
-
-def _error_of_mean(curve: Curve) -> float:
-    slope = curve.lost @ curve.terms / curve.lost.sum()
-    return float(slope @ curve.covariance @ slope) ** 0.5
+    curves = [Curve.fit(*planted(500, seed), THIRD) for seed in range(200)]
+    means = np.array([curve.lost.mean() for curve in curves])
+    stated = np.mean([curve.relative_error for curve in curves])
+    assert means.std() / means.mean() == pytest.approx(stated, rel=0.25)
 
 
 @pytest.mark.parametrize("confidence", [np.full(50, 0.9), np.ones(50), np.linspace(0, 1, 50)])
 def test_nothing_lost_is_no_risk_and_anything_else_can_be_fitted(confidence: Floats) -> None:
-    assert not Curve.fit(confidence, np.zeros(50)).lost.any()
+    nothing = Curve.fit(confidence, np.zeros(50), THIRD)
+    assert not nothing.lost.any()
+    assert nothing.relative_error == 0
     for place in (7, -1):  # also the surest alone
         lost = np.zeros(50)
         lost[place] = 0.3
-        curve = Curve.fit(confidence, lost)
-        assert curve.lost.sum() == pytest.approx(0.3, rel=0.01)
-        assert np.isfinite(curve.covariance).all()
+        curve = Curve.fit(confidence, lost, THIRD)
+        assert curve.lost.sum() == pytest.approx(0.3)
+        assert np.isfinite(curve.relative_error)
 
 
 def test_where_all_are_asked_nothing_is_lost() -> None:
     votes, labels = two_learners(300, seed=0)
-    risk = StopRisk.fit(partial_means(votes, (0.5, 0.5), (0, 1)), judge_of(votes, labels))
+    risk = StopRisk.fit(partial_means(votes, (0.5, 0.5), (0, 1)), HALVES, judge_of(votes, labels))
     all_asked = np.full(300, 2)
     assert risk.expected(all_asked) == risk.bound(all_asked) == 0
     assert risk.is_allowed(all_asked)
@@ -91,7 +95,7 @@ def test_a_lucky_gap_is_no_licence() -> None:
     lucky = np.where((votes[:, 0].max(axis=1) > 0.5) & (lost == 0), 1, 2)
     answers = means[np.arange(600), lucky - 1]
     assert judge.expected_drop(answers) == 0
-    assert StopRisk.fit(means, judge).expected(lucky) > 0.3
+    assert StopRisk.fit(means, HALVES, judge).expected(lucky) > 0.3
 
 
 def test_a_threshold_keeps_its_limit_on_images_that_it_was_not_chosen_by() -> None:
@@ -100,7 +104,7 @@ def test_a_threshold_keeps_its_limit_on_images_that_it_was_not_chosen_by() -> No
     lost = []
     for seed in range(30):
         votes, labels = two_learners(500, seed)
-        risk = StopRisk.fit(partial_means(votes, (0.5, 0.5), (0, 1)), judge_of(votes, labels))
+        risk = StopRisk.fit(partial_means(votes, (0.5, 0.5), (0, 1)), HALVES, judge_of(votes, labels))
         allowed = [level for level in np.linspace(1, 0.5, 101) if risk.is_allowed(_stops(votes, level))]
         answers = np.where((_stops(others, min(allowed)) == 1)[:, None], others[:, 0], others_judge.plain)
         lost.append(others_judge.expected_drop(answers))
