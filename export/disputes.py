@@ -53,6 +53,9 @@ def _disputes(plain: Probabilities, votes: Probabilities, labels: Labels) -> tup
     own, theirs = plain.argmax(axis=1)[:, None], votes.argmax(axis=2)
     truth = labels[:, None]
     image, learner = np.nonzero((own != theirs) & ((own == truth) | (theirs == truth)))
-    logarithms = np.log(np.maximum(plain.astype(np.float64), _TINY))
     chosen = own[image, 0]
-    return logarithms[image, chosen] - logarithms[image, theirs[image, learner]], chosen == labels[image]
+    mine, other = (
+        np.log(np.maximum(plain[image, classes].astype(np.float64), _TINY))
+        for classes in (chosen, theirs[image, learner])
+    )
+    return mine - other, chosen == labels[image]
