@@ -12,13 +12,13 @@ from tests.serving.conftest import running, web
 DEFAULT, RESTING, HALF, EXTENDED = candidates(4)
 COMPLETE = 3
 """Rounds that are enough to choose by."""
+PICTURE, TWO = "picture", "picture and another one beside it"
 
 
 def times(ratios: dict[Setup, list[float]], rounds: int = COMPLETE) -> tuning.Times:
     """Seconds beside a default that takes one for each situation."""
     every = {DEFAULT: [1.0, 1.0], **ratios}
-    names = ("picture", "picture and another one beside it")
-    return {setup: {name: [t] * rounds for name, t in zip(names, found, strict=True)} for setup, found in every.items()}
+    return {setup: {PICTURE: [lone] * rounds, TWO: [two] * rounds} for setup, (lone, two) in every.items()}
 
 
 def test_what_is_measured() -> None:
@@ -44,9 +44,22 @@ def test_only_a_clear_winner_that_loses_nowhere_is_chosen(ratios: dict[Setup, li
 
 
 def test_one_slow_call_decides_nothing() -> None:
-    found = times({RESTING: [0.7, 0.7]})
-    found[DEFAULT]["picture and another one beside it"][0] = found[RESTING]["picture"][0] = 9.0
+    found = times({RESTING: [0.7, 0.7]}, rounds=7)
+    found[DEFAULT][TWO][0] = found[RESTING][PICTURE][1] = 9.0
     assert choose(found) == RESTING
+
+
+def test_what_is_slower_in_many_rounds_is_not_chosen() -> None:
+    found = times({RESTING: [0.9, 0.5]}, rounds=6)
+    found[RESTING][PICTURE][:2] = [1.3, 1.3]
+    assert choose(found) == DEFAULT
+
+
+def test_a_round_in_which_the_machine_was_slow_counts_by_its_ratio() -> None:
+    found = times({RESTING: [1.2, 0.6]})
+    found[DEFAULT][PICTURE] = [1.0, 3.0, 3.0]
+    found[RESTING][PICTURE] = [1.2, 3.6, 1.2]
+    assert choose(found) == DEFAULT
 
 
 def test_too_few_rounds_choose_the_default() -> None:
@@ -55,10 +68,26 @@ def test_too_few_rounds_choose_the_default() -> None:
 
 def test_a_measurement_ends_within_its_budget(tiny_model: Path) -> None:
     setups = candidates(2)
-    content = tiny_model.read_bytes()
-    assert choose(measure(tiny_model, content, setups, budget=0.0)) == setups[0]
-    complete = measure(tiny_model, content, setups, budget=1e9)
-    assert {len(calls) for found in complete.values() for calls in found.values()} == {tuning.ROUNDS}
+    measured = measure(tiny_model, tiny_model.read_bytes(), setups, budget=0.0)
+    assert list(measured) == setups
+    assert choose(measured) == setups[0]
+
+
+def test_what_is_slower_is_measured_no_more(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setups = candidates(2)[:3]
+    seconds = iter([1.0, 2.0, 0.5] * 2 * COMPLETE + [1.0, 0.5] * 2 * tuning.ROUNDS)
+    monkeypatch.setattr(tuning, "_seconds", lambda *_: next(seconds))
+    measured = measure(tiny_model, tiny_model.read_bytes(), setups, budget=1e9)
+    rounds = {setup: {len(found) for found in by_situation.values()} for setup, by_situation in measured.items()}
+    assert rounds == {setups[0]: {tuning.ROUNDS}, setups[1]: {COMPLETE}, setups[2]: {tuning.ROUNDS}}
+    assert choose(measured) == setups[2]
+
+
+def test_a_measurement_ends_where_only_the_default_is_left(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1.0, 2.0, 2.0, 2.0] * 2 * COMPLETE)
+    monkeypatch.setattr(tuning, "_seconds", lambda *_: next(seconds))
+    measured = measure(tiny_model, tiny_model.read_bytes(), candidates(2), budget=1e9)
+    assert {len(found) for by_situation in measured.values() for found in by_situation.values()} == {COMPLETE}
 
 
 @pytest.fixture
