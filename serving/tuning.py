@@ -153,7 +153,8 @@ def measure(model: Path, content: bytes, setups: list[Setup], budget: float = BU
 def cache_path(content: bytes, threads: int) -> Path:
     """Return where the choice for a file on this machine is kept."""
     cores = sorted(os.sched_getaffinity(0))
-    machine = json.dumps([_processor(), cores, threads, SPIN_US, runtime_version()])
+    # What was chosen by other rules, or among other settings, is measured anew.
+    machine = json.dumps([_processor(), cores, threads, SPIN_US, GAIN, LOSS, runtime_version()])
     key = hashlib.sha256(hashlib.sha256(content).digest() + machine.encode()).hexdigest()[:24]
     return cache_folder() / f"tuning-{key}.json"
 
