@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.capacity_check import check_server
 from benchmarks.capacity_report import draw, markdown
 from benchmarks.queueing import Replica
+from benchmarks.report import show
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json, write_text
@@ -224,4 +223,4 @@ def main() -> None:
     draw(report, figure)
     text = markdown(report, figure.name)
     write_text(settings.page, text)
-    Console().print(Markdown(text))
+    show(text)

@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
@@ -28,6 +26,7 @@ from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
+from benchmarks.report import show
 from tailstack import datastore as datastores
 from tailstack.datastore import Split
 from tailstack.errors import UserError
@@ -143,7 +142,7 @@ def main() -> None:
     output = make_folder(settings.output)
     rows, machine, notes = run_comparison(settings)
     text = markdown(rows, machine, notes)
-    Console().print(Markdown(text))
+    show(text)
     write_json(output / "compare.json", rows)
     write_text(output / "compare.md", text)
     draw(rows, output / "compare.png")

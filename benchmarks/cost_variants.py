@@ -18,13 +18,12 @@ from typing import TypedDict
 import numpy as np
 import onnx
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.cost_report import draw, markdown
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.predictors import OnnxModel, Predict, Probabilities, engine_predictor, torch_predictor
+from benchmarks.report import show
 from export.cascade import Blend
 from export.cheaper import Wanted
 from export.export import export
@@ -210,7 +209,7 @@ def main() -> None:
         rows = run_costs(settings, Path(folder))
     machine = {**describe_machine("CPUExecutionProvider", max(THREADS)), "cores_of_others": round(others.cores(), 2)}
     text = markdown(rows, machine)
-    Console().print(Markdown(text))
+    show(text)
     write_json(output / "cost.json", rows)
     write_text(output / "cost.md", text)
     draw(rows, output / "cost.png")

@@ -5,8 +5,6 @@ python benchmarks/eval.py --url http://localhost:3000 --datastore data/photos --
 """
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
 from benchmarks.evaluation_figures import draw_figures
@@ -14,6 +12,7 @@ from benchmarks.evaluation_file import PEERS, evaluate_file
 from benchmarks.evaluation_http import evaluate_server
 from benchmarks.evaluation_report import markdown
 from benchmarks.gates import broken_limits
+from benchmarks.report import show
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 
@@ -43,7 +42,7 @@ def main() -> None:
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output) if settings.output else None
     found = run_evaluation(settings)
-    Console().print(Markdown(markdown(found.report)))
+    show(markdown(found.report))
     if output:
         write_json(output / "eval.json", found.report)
         write_text(output / "eval.md", markdown(found.report, draw_figures(found, output)))

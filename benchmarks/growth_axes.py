@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.growth_files import Plan, build_files
 from benchmarks.growth_http import CONCURRENCIES, measure_concurrency
@@ -24,6 +22,7 @@ from benchmarks.growth_rows import Row
 from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
+from benchmarks.report import show
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 
@@ -92,7 +91,7 @@ def main() -> None:
     output = make_folder(settings.output)
     rows, machine = run_growth(settings)
     text = markdown(rows, settings.architecture, machine)
-    Console().print(Markdown(text))
+    show(text)
     write_json(output / "growth.json", rows)
     write_text(output / "growth.md", text)
     draw(rows, output / "growth.png")

@@ -20,10 +20,9 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.machine import cores_of_others, describe_machine
+from benchmarks.report import show
 from tailstack.errors import UserError
 from tailstack.files import read_json, write_json, write_text
 from tailstack.run import RunRecord
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_class_arguments(SpeedrunSettings)
     settings = SpeedrunSettings(**parser.parse_args().as_dict())
     entry = run_seeds(settings)
-    Console().print(Markdown(page([entry])))
+    show(page([entry]))
     if settings.note:
         board = settings.leaderboard
         entries = [*(read_json(board) if board.exists() else []), entry]

@@ -3,6 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.console import Console
+from rich.markdown import Markdown
+
+COLUMNS = 120
+"""Of a page, at least: in fewer, rich cuts the figures of its tables short."""
 IDLE = 0.1
 """Cores that others may take without a word of warning."""
 
@@ -22,6 +27,11 @@ def machine_line(report: Mapping[str, Any]) -> str:
             "don't trust its latencies.**"
         )
     return text
+
+
+def show(page: str) -> None:
+    """Print a page of Markdown."""
+    Console(width=max(Console().width, COLUMNS)).print(Markdown(page))
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], title: str) -> str:

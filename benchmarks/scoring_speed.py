@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.machine import OtherLoad, describe_machine
-from benchmarks.report import machine_line, table
+from benchmarks.report import machine_line, show, table
 from serving.runtime import Model
 from serving.score import ScoreSettings, Summary, score
 from serving.score_source import open_source
@@ -163,6 +161,6 @@ def main() -> None:
     output = make_folder(settings.output)
     report = run_benchmark(settings)
     text = markdown(report)
-    Console().print(Markdown(text))
+    show(text)
     write_json(output / "scoring.json", report)
     write_text(output / "scoring.md", text)

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 from benchmarks.http_load import Load, LoadReport, run_load
 from benchmarks.in_process import InProcess
 from benchmarks.machine import OtherLoad, cores_of_others, describe_machine
 from benchmarks.picture import make_picture
 from benchmarks.predictors import OnnxModel
+from benchmarks.report import show
 from benchmarks.served import Served, serve
 from benchmarks.serving_report import markdown, soak_markdown
 from benchmarks.serving_soak import run_soak
@@ -187,7 +186,7 @@ def main() -> None:
     output = make_folder(settings.output) if settings.output else None
     report = run_benchmark(settings, output)
     name, text = ("soak", soak_markdown(report)) if settings.soak else ("serving", markdown(report))
-    Console().print(Markdown(text))
+    show(text)
     if output:
         write_json(output / f"{name}.json", report)
         write_text(output / f"{name}.md", text)

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
-from rich.console import Console
-from rich.markdown import Markdown
 
 import tailstack
 from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.report import show
 from benchmarks.timm_script import (
     Job,
     accuracy_of,
@@ -210,7 +209,7 @@ def main() -> None:
         rows = run_contest(settings, Path(folder))
     machine = {**describe_machine("torch", os.cpu_count() or 1), "cores_of_others": round(others.cores(), 2)}
     text = markdown(rows, machine)
-    Console().print(Markdown(text))
+    show(text)
     write_json(output / "training_peers.json", rows)
     write_text(output / "training_peers.md", text)
     draw(rows, output / "training_peers.png")
