@@ -33,7 +33,7 @@ BUDGET_S = 3.5
 """All of a measurement, but for the call that it ends in."""
 ROUNDS = 15
 FEWEST_ROUNDS = 3
-"""After so many, what isn't faster in the mean is measured no more."""
+"""Fewer decide nothing; after so many, what isn't faster in the mean is measured no more."""
 GAIN, LOSS = 0.9, 1.05
 """Time beside the default's: at most GAIN in the mean over what is measured, and at most LOSS in each, in three of four
 rounds."""
