@@ -154,10 +154,15 @@ def _parameters(header: str) -> dict[str, str]:
     message["content-type"] = header
     try:
         found = message.get_params([])
-        return {name.lower(): collapse_rfc2231_value(value) for name, value in reversed(found)}
-    # Of RFC 2231: a number that is too long, or an encoding that doesn't fit.
-    except ValueError:
+        return {name.lower(): _encodable(collapse_rfc2231_value(value)) for name, value in reversed(found)}
+    # Of RFC 2231: a number that is too long or missing, or an encoding that doesn't fit.
+    except (ValueError, TypeError):
         return {}
+
+
+def _encodable(text: str) -> str:
+    """Return a text that can be sent: some encodings of RFC 2231 give half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _parse_form(body: bytes, boundary: str, image_field: str, max_images: int) -> Content:

@@ -79,8 +79,9 @@ class GuardedProtocol(HttpToolsProtocol):
             raise ValueError("too many pipelined requests")
         self._stop_waiting()
         self._unparsed = 0
-        self._in_body = True
         super().on_headers_complete()
+        # Only now: an address that can't be parsed leaves no request behind that this could be the body of.
+        self._in_body = True
 
     def on_body(self, body: bytes) -> None:
         """Pass a part of the body on."""

@@ -1,6 +1,7 @@
 """The Open Inference Protocol, version 2, with its extension for binary tensors: what Triton's clients speak."""
 
 from http import HTTPStatus
+from itertools import chain
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from serving.errors import RequestError, malformed
 from serving.runtime import Model
 from serving.server import Server
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, PROBABILITIES
-from tailstack.images import Pixels
+from tailstack.images import Pixels, Size
 
 HEADER_LENGTH = "inference-header-content-length"
 _BINARY = {"type": "string", "format": "binary"}
@@ -235,8 +236,7 @@ def _read(body: bytes, header_length: str | None, model: Model, max_images: int)
         length = int(header_length)
         if length > len(body):
             raise malformed("malformed_header", f"{HEADER_LENGTH} is larger than the body")
-    if body.count(b"{", 0, length) > _MAX_OBJECTS:
-        raise malformed("malformed_json", f"the JSON has more than {_MAX_OBJECTS} objects")
+    _check_amount(body, length, model.artifact.image_size, max_images)
     try:
         request = InferRequest.model_validate_json(body[:length])
     except ValidationError as error:
@@ -245,6 +245,17 @@ def _read(body: bytes, header_length: str | None, model: Model, max_images: int)
         raise malformed("malformed_json", f"{where}: {first['msg']}"[:300].removeprefix(": ")) from error
     _check_outputs(request)
     return request, _images(request.inputs[0], body[length:], model, max_images)
+
+
+def _check_amount(body: bytes, length: int, size: Size, max_images: int) -> None:
+    """Refuse JSON of more objects and values than a request needs, before it is parsed: as Python's, they are large."""
+    if body.count(b"{", 0, length) > _MAX_OBJECTS:
+        raise malformed("malformed_json", f"the JSON has more than {_MAX_OBJECTS} objects")
+    height, width = size
+    # An image nests a list of three values for each of its pixels, in a list for each of its rows.
+    most = max_images * (height * (width * 4 + 1) + 1) + _MAX_OBJECTS
+    if body.count(b",", 0, length) + body.count(b"[", 0, length) > most:
+        raise malformed("malformed_json", f"the JSON has more values than {max_images} image(s)")
 
 
 def _check_outputs(request: InferRequest) -> None:
@@ -267,15 +278,25 @@ def _images(tensor: _Tensor, binary: bytes, model: Model, max_images: int) -> Pi
         if tensor.data is not None or tensor.parameters["binary_data_size"] != len(binary) or len(binary) != size:
             raise malformed("wrong_size", f"the tensor needs {size} bytes of binary data, and no `data`")
         return np.frombuffer(binary, dtype=np.uint8).reshape(tensor.shape)
-    try:
-        values = np.asarray(tensor.data)
-    except ValueError as error:
-        raise malformed("wrong_size", "`data` is not a tensor") from error
-    if values.dtype.kind != "i" or values.size != size or binary:
+    values = _flat(tensor.data, tensor.shape)
+    if len(values) != size or set(map(type, values)) != {int} or binary:
         raise malformed("wrong_size", f"`data` has to be {size} whole numbers")
-    if values.min() < 0 or values.max() > 255:
-        raise malformed("wrong_value", "`data` has values that are not from 0 to 255")
-    return values.astype(np.uint8).reshape(tensor.shape)
+    try:
+        return np.frombuffer(bytes(values), dtype=np.uint8).reshape(tensor.shape)
+    except ValueError as error:
+        raise malformed("wrong_value", "`data` has values that are not from 0 to 255") from error
+
+
+def _flat(data: list[Any] | None, shape: list[int]) -> list[Any]:
+    """Return the values of a tensor, which may be nested as its shape is."""
+    values = data or []
+    for extent in shape[1:]:
+        if not any(type(row) is list for row in values):
+            break
+        if not all(type(row) is list and len(row) == extent for row in values):
+            raise malformed("wrong_size", "`data` is not nested as `shape` says")
+        values = list(chain.from_iterable(values))
+    return values
 
 
 def _answer(model: Model, request: InferRequest, results: list[Result]) -> Response:

@@ -21,6 +21,7 @@ MAX_PIXELS = 100_000_000
 _DRAFTED = ("JPEG", "MPO")
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_TILE_SIZE = (0x0142, 0x0143)
 
 # The limit is checked in `open_image`, with an error that says what the limit is.
 Image.MAX_IMAGE_PIXELS = None
@@ -119,11 +120,25 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise UnsupportedImageError(f"not an image that is read here (these are: {', '.join(FORMATS)})") from error
     except Exception as error:
         raise BrokenImageError(f"the image's header is damaged ({error})") from error
-    if image.width * image.height > max_pixels:
-        raise ImageTooLargeError(f"the image has {image.width}x{image.height} pixels; at most {max_pixels} are read")
+    if (pixels := count_pixels(image)) > max_pixels:
+        has = (
+            f"{image.width}x{image.height} pixels"
+            if pixels == image.width * image.height
+            else f"tiles of {pixels} pixels"
+        )
+        raise ImageTooLargeError(f"the image has {has}; at most {max_pixels} are read")
     if image.width == 0 or image.height == 0:
         raise BrokenImageError("the image has no pixels")
     return image
+
+
+def count_pixels(image: Image.Image) -> int:
+    """Return how many pixels are decoded at once: a TIFF's tile may be larger than the image."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    tile = [tags.get(tag, 0) for tag in _TILE_SIZE]
+    if not all(isinstance(length, int) for length in tile):
+        raise BrokenImageError("the image's header is damaged (the size of its tiles)")
+    return int(max(image.width * image.height, tile[0] * tile[1]))
 
 
 def _orientation(image: Image.Image) -> int:

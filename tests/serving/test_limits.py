@@ -158,6 +158,8 @@ def test_bodies_have_a_limit_in_memory_together(patient: Running) -> None:
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", (400, "malformed_http")),
         (b"GET /livez HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 500_000, (431, "headers_too_large")),
         (b"GET /livez HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 80_000, (431, "headers_too_large")),
+        (b"CONNECT x HTTP/1.1\r\nhost: x\r\n\r\n", (400, "malformed_http")),
+        (b"GET http://[::1/ HTTP/1.1\r\nhost: x\r\n\r\n", (400, "malformed_http")),
         (post(100, extra="transfer-encoding: chunked\r\n"), (400, "malformed_http")),
         (post(100, extra="content-length: 101\r\n"), (400, "malformed_http")),
     ],

@@ -122,6 +122,9 @@ BINARY = {**TENSOR, "data": None, "parameters": {"binary_data_size": 3072}}
         {"inputs": [{**TENSOR, "data": [0.5] + [0] * 3071}]},
         {"inputs": [{**TENSOR, "data": ["x"] + [0] * 3071}]},
         {"inputs": [{**TENSOR, "data": [[0, 0], [0]]}]},
+        {"inputs": [{**TENSOR, "data": [True] + [0] * 3071}]},
+        {"inputs": [{**TENSOR, "data": [[[[0] * 96] * 32]]}]},
+        {"inputs": [{**TENSOR, "data": [[0]] + [0] * 3071}]},
         {"inputs": [{**TENSOR, "data": None}]},
         {"inputs": [BINARY]},
         {"inputs": [TENSOR], "outputs": [{"name": "other"}]},
@@ -134,6 +137,13 @@ def test_a_bad_request_gets_a_reason(server: str, body: dict[str, Any]) -> None:
     assert response.status_code == 400
     assert isinstance(response.json()["error"], str)
     assert response.json()["error"]
+
+
+@pytest.mark.parametrize("data", [["x" * 100_000, *["x"] * 100_000], [[]] * 280_000], ids=["texts", "lists"])
+def test_values_that_would_fill_the_memory_are_refused_first(server: str, data: list[Any]) -> None:
+    # As an array of texts of one length, the first would take 40 GB.
+    response = web.post(f"{server}/v2/models/{MODEL}/infer", json={"inputs": [{**TENSOR, "data": data}]})
+    assert response.status_code == 400
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "1e3", "9" * 5000, "100000", "10", "0"])
