@@ -5,6 +5,7 @@ the first learner alone, which is surer of itself than right, and others by an a
 can't mend both. So each number of learners that saw an image has one (temperature scaling: Guo et al., ICML 2017).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,11 +72,15 @@ NONE = Calibration((1.0,))
 """Leaves answers as they are."""
 
 
-def fit_calibration(answers: Probabilities, votes: Votes, labels: Labels, stages: int) -> Calibration:
+def fit_calibration(
+    answers: Probabilities, votes: Votes, labels: Labels, stages: int, mix: Sequence[float] | None = None
+) -> Calibration:
     """Fit temperatures, and keep what helps.
 
-    Each class counts the same, however many images of it validate: most are of large classes, for which a cascade's
-    first learner is as right as it is sure, and would outvote the small ones, for which it isn't. Help is a lower
+    Each class counts by its share of the mix that the answers are right for, however many images of it validate. Where
+    classes count the same, most images are of large classes, for which a cascade's first learner is as right as it is
+    sure, and would outvote the small ones, for which it isn't; where they don't, an ensemble that rightly expects few
+    images of a class would seem too sure of the others. Help is a lower
     negative log-likelihood on images that a temperature was not fitted on, over folds, and in the end a lower
     calibration error; else it is 1.
 
@@ -84,9 +89,10 @@ def fit_calibration(answers: Probabilities, votes: Votes, labels: Labels, stages
         votes: the learners', `[images, learners, classes]`.
         labels: `[images]`.
         stages: numbers of learners that are told apart: all learners of a cascade, or 1.
+        mix: share of each class, `[classes]`; None counts all the same.
     """
     logarithms = np.log(np.maximum(answers.astype(np.float64), _TINY))
-    importance = class_balanced(labels)
+    importance = class_balanced(labels, mix)
     own = _stages(votes, stages)
     parts = [_Part(logarithms[own == k], labels[own == k], importance[own == k]) for k in range(stages)]
     calibration = Calibration(tuple(part.helpful() for part in parts))

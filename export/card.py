@@ -60,7 +60,11 @@ def card_text(
         _learners(artifact),
         "## On the test split",
         "As measured after training, for all learners together in PyTorch: "
-        + ", ".join(f"{name} {artifact.accuracy[key]:.4f}" for key, name in NAMES.items() if artifact.accuracy.get(key))
+        + ", ".join(
+            f"{name} {artifact.accuracy[key]:.4f}"
+            for key, name in NAMES.items()
+            if artifact.accuracy.get(key) is not None
+        )
         + ".",
         "## On the images that validate",
         *(_validated(artifact, per_class, pictures) if artifact.validation else [_NOTHING_VALIDATED]),
@@ -118,7 +122,9 @@ def _learners(artifact: Artifact) -> str:
         )
         for card in artifact.learners
     ]
-    return _table(("learner", "architecture", "pixels", "parameters", "weight", "top-1 on test, alone"), rows)
+    return _table(
+        ("learner", "architecture", "pixels", "parameters", "weight", "top-1 on test, alone, as trained"), rows
+    )
 
 
 def _validated(artifact: Artifact, per_class: Sequence[ClassFigures], pictures: Sequence[str]) -> list[str]:
@@ -131,7 +137,7 @@ def _validated(artifact: Artifact, per_class: Sequence[ClassFigures], pictures: 
         "### Calibration",
         f"Calibration error: {calibration.ece_before:.4f} as the plain average of the learners that saw an image, "
         f"{calibration.ece_after:.4f} with the weights and temperatures of the file ({_temperatures(artifact)}). "
-        "Each class counts the same.",
+        "Each class counts by its share of the mix that the file is right for.",
         f"![Reliability before and after]({reliability})",
         "### Prediction sets",
         f"For coverages of {coverages} the metadata has the probability that a class has to reach to be in an image's "
@@ -145,9 +151,10 @@ def _validated(artifact: Artifact, per_class: Sequence[ClassFigures], pictures: 
 
 def _figures(figures: dict[str, float | None], images: int) -> str:
     rows = [(NAMES[key], _number(value)) for key, value in figures.items()]
-    return f"{images} images. In fp32 and without a cascade, the file answers as PyTorch does.\n\n" + _table(
-        ("", "this file"), rows
+    said = (
+        f"{images} images. In fp32 and without a cascade, the file answers as PyTorch does, at the temperature below."
     )
+    return f"{said}\n\n{_table(('', 'this file'), rows)}"
 
 
 def _gate(evidence: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from tailstack.metrics import (
     ClassFigures,
     Labels,
     Probabilities,
-    class_balanced,
+    Weights,
     expected_calibration_error,
     groups,
     reliability,
@@ -24,15 +24,21 @@ HEIGHT = 3.6
 
 
 def draw_pictures(
-    model: Path, before: Probabilities, after: Probabilities, labels: Labels, per_class: Sequence[ClassFigures]
+    model: Path,
+    before: Probabilities,
+    after: Probabilities,
+    labels: Labels,
+    weights: Weights,
+    per_class: Sequence[ClassFigures],
 ) -> list[Path]:
-    """Draw how sure and how right the answers are, each class counting the same, and which classes are right how often.
+    """Draw how sure and how right the answers are, and which classes are right how often.
 
     Args:
         model: the file that the pictures go with.
         before: the plain average of the learners that saw an image, `[images, classes]`.
         after: what the file answers, `[images, classes]`.
         labels: `[images]`.
+        weights: what each image counts, `[images]`.
         per_class: figures of `after`.
 
     Returns:
@@ -43,8 +49,8 @@ def draw_pictures(
         for panel, title, answers, colour in zip(
             panels, ("plain average", "this file"), (before, after), (VERMILION, BLUE), strict=True
         ):
-            draw_reliability(panel, *_bins(answers, labels), colour)
-            error = expected_calibration_error(answers, labels, weights=class_balanced(labels))
+            draw_reliability(panel, *_bins(answers, labels, weights), colour)
+            error = expected_calibration_error(answers, labels, weights=weights)
             panel.set_title(f"{title}: ECE {error:.4f}")
         panels[0].set_ylabel("share that is right")
     _draw_classes(paths[1], [item for item in per_class if item["accuracy"] is not None])
@@ -66,12 +72,12 @@ def _draw_classes(path: Path, per_class: Sequence[ClassFigures]) -> None:
 
 
 def _bins(
-    answers: Probabilities, labels: Labels
+    answers: Probabilities, labels: Labels, weights: Weights
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return images, mean confidence and accuracy of every bin, each `[bins]`, as `draw_reliability` takes them."""
     images = np.zeros(CALIBRATION_BINS, np.int64)
     confidence, accuracy = np.zeros((2, CALIBRATION_BINS))
-    for item in reliability(answers, labels, weights=class_balanced(labels)):
+    for item in reliability(answers, labels, weights=weights):
         place = int(np.clip(np.ceil(item["confidence"] * CALIBRATION_BINS) - 1, 0, CALIBRATION_BINS - 1))
         images[place], confidence[place], accuracy[place] = item["images"], item["confidence"], item["accuracy"]
     return images, confidence, accuracy

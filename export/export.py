@@ -14,7 +14,7 @@ from export.card import beside, write_card
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
 from export.measured import measure
-from export.prior import accept_prior, ensemble_prior
+from export.prior import accept_prior
 from export.run_forms import RunForms
 from export.verify import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from tailstack.artifact import FORMAT, Artifact, LearnerCard
@@ -71,22 +71,23 @@ def export(
         measured = measure(part, run, record, store, cheaper)
         if measured:
             measured.calibration.append_to(model)
-        prior = ensemble_prior(record)
-        if prior is not None:
-            accept_prior(model, prior)
+        if record.prior is not None:
+            accept_prior(model, record.prior)
         onnx.save(model, part)
         source = cheaper.reference_name if cheaper else "torch"
         print(f"Checking the graph, and its answers against those of {source} …", flush=True)
         parity = _parity(part, ensemble, cheaper, measured.calibration if measured else NONE, images)
         artifact = describe(run, record, output.stem, parity)
-        artifact.prior = None if prior is None else prior.tolist()
+        artifact.prior = record.prior
         if measured:
             artifact = artifact.model_copy(update=measured.metadata(part, cheaper))
         onnx.helper.set_model_props(model, artifact.to_properties())
         onnx.save(model, part)
         check_graph(part)
+        # Those of the file that was here before: a server takes a model without them, but none with wrong ones.
+        for former in (beside(output, "sha256"), signature_file(output)):
+            former.unlink(missing_ok=True)
     write_text(beside(output, "sha256"), f"{sha256(output)}  {output.name}\n")
-    signature_file(output).unlink(missing_ok=True)  # of the file that was here before
     signatures = [sign(output, private_key)] if private_key else []
     per_class, pictures = measured.drawn(output) if measured else ((), ())
     card = write_card(output, artifact, per_class, pictures)

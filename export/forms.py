@@ -91,11 +91,13 @@ class FormMaker:
         return Form(model, network, votes, operations(network, self.image_size))
 
     def smaller(self, form: Form) -> Form | None:
-        """Return a learner at fewer pixels, or None if its architecture takes one resolution only."""
+        """Return a learner at fewer pixels, or None if its architecture doesn't take so many."""
         network = copy.deepcopy(form.network)
         network.resolution = max(round(FEWER_PIXELS * network.resolution / _PIXEL_STEP), 1) * _PIXEL_STEP
         fixed = network.backbone.pretrained_cfg.get("fixed_input_size")
-        return None if fixed or network.resolution >= form.network.resolution else self.in_float(network)
+        if fixed or network.resolution >= form.network.resolution or not _runs(network, self.image_size):
+            return None
+        return self.in_float(network)
 
     def in_half(self, form: Form) -> Form:
         """Return a learner in fp16, at the cost of the same in fp32: a CPU can't tell what a GPU gains.
@@ -163,3 +165,13 @@ def operations(learner: Learner, image_size: Size) -> float:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         learner(torch.zeros((1, *image_size, 3), dtype=torch.uint8))
     return float(counter.get_total_flops())
+
+
+def _runs(network: Learner, size: Size) -> bool:
+    """Return whether a network takes its resolution: some add branches that only fit at multiples of 32 or more."""
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, *size, 3, dtype=torch.uint8))
+    except RuntimeError:
+        return False
+    return True

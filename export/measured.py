@@ -14,11 +14,10 @@ from export.cascade import Votes
 from export.cheaper import CheaperGraph
 from export.gate import headline
 from export.prediction_sets import calibrate
-from export.validation import file_answers, held_out, run_splits
+from export.validation import NothingValidatesError, file_answers, held_out, run_splits
 from tailstack.artifact import CalibrationCard, ValidationCard
 from tailstack.datastore import Datastore
-from tailstack.errors import UserError
-from tailstack.metrics import ClassFigures, Labels, class_balanced, evaluate, expected_calibration_error
+from tailstack.metrics import ClassFigures, Labels, Weights, class_balanced, evaluate, expected_calibration_error
 from tailstack.run import RunRecord
 
 
@@ -42,6 +41,11 @@ class Measured:
         seen = self.votes.any(axis=2).sum(axis=1, keepdims=True)
         return np.asarray(self.votes.sum(axis=1) / seen, np.float32)
 
+    @property
+    def weights(self) -> Weights:
+        """Of images, by which each class counts as in the mix that the answers are right for, `[images]`."""
+        return class_balanced(self.labels, self.record.prior)
+
     def metadata(self, path: Path, cheaper: CheaperGraph | None) -> dict[str, Any]:
         """Return the fields of `tailstack.artifact.Artifact` that are decided by these answers.
 
@@ -56,9 +60,9 @@ class Measured:
         temperatures = [self.record.temperature * factor for factor in self.calibration.temperatures]
         if found.get("cascade"):
             found["cascade"] = found["cascade"].model_copy(update={"temperatures": temperatures})
-        weights = class_balanced(self.labels)
         before, after = (
-            expected_calibration_error(values, self.labels, weights=weights) for values in (self.average, self.answers)
+            expected_calibration_error(values, self.labels, weights=self.weights)
+            for values in (self.average, self.answers)
         )
         counts = np.array(self.record.class_counts)
         return {
@@ -77,7 +81,7 @@ class Measured:
         """Draw the pictures of a file's card, and return its classes' figures and the pictures."""
         accuracy = evaluate(self.answers, self.labels, self.record.classes, np.array(self.record.class_counts))
         per_class = accuracy["per_class"]
-        return per_class, draw_pictures(model, self.average, self.answers, self.labels, per_class)
+        return per_class, draw_pictures(model, self.average, self.answers, self.labels, self.weights, per_class)
 
 
 def measure(
@@ -86,11 +90,11 @@ def measure(
     """Ask a graph for what validates, and fit its calibration; None where nothing validates a plain graph.
 
     Raises:
-        UserError: nothing validates a cheaper graph.
+        UserError: nothing validates a cheaper graph, or the run's images aren't there any more.
     """
     try:
         _, validation = run_splits(run, store)
-    except UserError as error:
+    except NothingValidatesError as error:
         if cheaper:
             raise
         print(f"Without calibration and prediction sets: {error}", flush=True)
@@ -98,7 +102,7 @@ def measure(
     print("Measuring the graph on the images that validate …", flush=True)
     answers, votes = file_answers(path, validation, record.image_size, "Validation")
     stages = len(record.learners) if cheaper and cheaper.cascade else 1
-    calibration = fit_calibration(answers, votes, validation.labels, stages)
+    calibration = fit_calibration(answers, votes, validation.labels, stages, record.prior)
     return Measured(
         record=record,
         indices=held_out(run, store),

@@ -34,7 +34,7 @@ def calibrate(probabilities: Probabilities, labels: Labels, class_counts: Labels
             inside = group[labels] == number
             by_class[group == number] = (
                 _threshold(true[inside], labels[inside], coverage)
-                if inside.sum() >= 1 / (1 - coverage)
+                if inside.sum() * (1 - coverage) >= 1 - _ROUNDING
                 # Too few images to tell: no more than all images allow, and than the group's own least probable one.
                 else min([_threshold(true, labels, coverage), *true[inside]])
             )

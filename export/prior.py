@@ -4,35 +4,26 @@ It is an input with a value of its own, which ONNX allows from IR version 4 on: 
 is given. OpenVINO takes the value, and has no such input.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from tailstack.artifact import CLASS_PRIOR, PROBABILITIES
 from tailstack.prior import TINY
-from tailstack.run import RunRecord
 
 _OWN = "prior/own"
 
 
-def ensemble_prior(record: RunRecord) -> npt.NDArray[np.float64] | None:
-    """Return the class mix for which a run's ensemble is right, `[classes]`; None where a learner's is unknown."""
-    priors = [learner.prior for learner in record.learners if learner.prior is not None]
-    if len(priors) < len(record.learners):
-        return None
-    return np.asarray(np.average(priors, axis=0, weights=record.weights), np.float64)
-
-
-def accept_prior(model: ModelProto, own: npt.NDArray[np.float64]) -> None:
+def accept_prior(model: ModelProto, own: Sequence[float]) -> None:
     """Give a graph the input `class_prior`.
 
     Args:
         model: changed in place.
         own: the class mix for which its probabilities are right, `[classes]`: the default.
     """
-    graph, shares = model.graph, own.astype(np.float32)
+    graph, shares = model.graph, np.array(own, np.float32)
     for node in graph.node:
         node.output[:] = ["prior/default" if name == PROBABILITIES else name for name in node.output]
     graph.input.append(helper.make_tensor_value_info(CLASS_PRIOR, TensorProto.FLOAT, [len(own)]))

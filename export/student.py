@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 from tailstack.errors import UserError
+from tailstack.files import sha256
+from tailstack.remote import local
 from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
 
 
@@ -23,7 +25,7 @@ def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Pa
     """
     teacher = RunRecord.load(run)
     folder = student_folder(run, keep_others=keep_others)
-    if not _is_finished(folder, architecture):
+    if not _is_finished(folder, architecture, sha256(local(run) / ENSEMBLE_FILE)):
         command = ["distill", str(run), "--architecture", architecture]
         command += ["--keep_others", "true"] * keep_others
         print(f"{folder} isn't there yet: python -m training {' '.join(command)}", flush=True)
@@ -34,8 +36,16 @@ def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Pa
     return folder
 
 
-def _is_finished(folder: Path, architecture: str) -> bool:
-    """Return whether there is a finished student of that network; of another one, training refuses the folder."""
+def _is_finished(folder: Path, architecture: str, teacher_sha256: str) -> bool:
+    """Return whether there is a finished student of that network; of another one, training refuses the folder.
+
+    Raises:
+        UserError: it is the student of a run that was made anew since.
+    """
     if not (folder / ENSEMBLE_FILE).exists():
         return False
-    return bool(RunRecord.load(folder).config["architectures"] == [architecture])
+    student = RunRecord.load(folder)
+    # Runs of earlier versions don't say whose student they are.
+    if student.teacher_sha256 not in (None, teacher_sha256):
+        raise UserError(f"{folder} is the student of an earlier run, whose folder was used again: move it away")
+    return bool(student.config["architectures"] == [architecture])

@@ -24,11 +24,16 @@ BATCH = 32
 CALIBRATION_IMAGES = 384
 
 
+class NothingValidatesError(UserError):
+    """The run held no images out."""
+
+
 def run_splits(run: Path, store: Datastore) -> tuple[Split, Split]:
     """Return what `run` was trained on and what validates it.
 
     Raises:
-        UserError: there is no split.json, it is of other data, or nothing validates.
+        NothingValidatesError: no image validates.
+        UserError: there is no split.json, or it is of other data.
     """
     path = local(run) / SPLIT_FILE
     split = read_json(path)
@@ -37,7 +42,9 @@ def run_splits(run: Path, store: Datastore) -> tuple[Split, Split]:
     if store.val is not None:
         return store.train, store.val
     if not split["val"]:
-        raise UserError(f"{path} has no images that validate, and nothing else can say what an export may change")
+        raise NothingValidatesError(
+            f"{path} has no images that validate, and nothing else can say what an export may change"
+        )
     return store.train.subset(np.array(split["train"])), store.train.subset(np.array(split["val"]))
 
 

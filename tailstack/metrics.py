@@ -4,6 +4,7 @@ Every function takes float probabilities `[images, classes]` and int64 labels `[
 give (a group of classes that is empty) is None, never 0.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -190,9 +191,16 @@ def reliability(
     ]
 
 
-def class_balanced(labels: Labels) -> Weights:
-    """Return weights of images by which each class counts the same, `[images]`, with sum 1."""
+def class_balanced(labels: Labels, mix: Sequence[float] | None = None) -> Weights:
+    """Return weights of images by which each class counts the same, `[images]`, with sum 1.
+
+    Args:
+        labels: `[images]`.
+        mix: what each class counts instead, `[classes]`, each above 0, in any unit.
+    """
     weights = 1 / np.bincount(labels)[labels]
+    if mix is not None:
+        weights = weights * np.asarray(mix)[labels]
     return np.asarray(weights / weights.sum())
 
 

@@ -82,6 +82,19 @@ class RunRecord(BaseModel):
     versions: dict[str, str]
     seconds: float
     """Wall time of training, over all sittings."""
+    teacher_sha256: str | None = None
+    """Of a student's run: digest of its teacher's `ensemble.json`."""
+
+    @property
+    def prior(self) -> list[float] | None:
+        """The class mix for which the ensemble's probabilities are right; None where a learner's is unknown."""
+        priors = [learner.prior for learner in self.learners if learner.prior is not None]
+        if len(priors) < len(self.learners):
+            return None
+        return [
+            sum(weight * share for weight, share in zip(self.weights, shares, strict=True))
+            for shares in zip(*priors, strict=True)
+        ]
 
     @classmethod
     def load(cls, run: Path) -> "RunRecord":

@@ -11,11 +11,12 @@ from rich.table import Table
 
 import tailstack
 from tailstack.datastore import Datastore
+from tailstack.files import sha256
 from tailstack.images import Size
 from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
-from tailstack.remote import spelled
-from tailstack.run import LearnerRecord, RunRecord, learner_folder
+from tailstack.remote import local, spelled
+from tailstack.run import ENSEMBLE_FILE, LearnerRecord, RunRecord, learner_folder
 from training.blending import fit_blend, plain_average
 from training.dataset import PixelSource, TrainingData, ordered_keys
 from training.learner import seconds_trained
@@ -41,6 +42,11 @@ def evaluate_run(
     run = settings.run
     counts = store.train.counts(len(store.classes))
     records = [_describe(plan, data, store.classes, settings) for plan in plans]
+    teacher = RunRecord.load(settings.teacher) if settings.teacher else None
+    if teacher:
+        student = next(record for record in records if record.architecture == settings.architectures[0])
+        # Most of its loss is what the teacher answers.
+        student.prior = teacher.prior
     votes, val_votes = (
         np.empty((images, len(records), len(store.classes)), np.float32)
         for images in (len(store.test), len(data.val_labels))
@@ -76,6 +82,7 @@ def evaluate_run(
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
+        teacher_sha256=sha256(local(settings.teacher) / ENSEMBLE_FILE) if settings.teacher else None,
         seconds=sum(seconds_trained(learner_folder(run, plan.name)) for plan in plans),
     )
 
@@ -84,12 +91,13 @@ def predict(learner: Learner, pixels: PixelSource, count: int) -> npt.NDArray[np
     """Return the softmax outputs of `learner` for images 0 to `count`, float32 `[count, classes]`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = learner.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch types device and memory_format apart
+    # There may be no image at all: none validates where every class is small.
+    outputs = [np.empty((0, learner.backbone.num_classes), np.float32)]
     with torch.inference_mode():
-        outputs = [
-            torch.softmax(learner(torch.from_numpy(pixels[key.indices]).to(device)), dim=1).cpu()
-            for key in ordered_keys(count, BATCH)
-        ]
-    return torch.cat(outputs).numpy()
+        for key in ordered_keys(count, BATCH):
+            logits = learner(torch.from_numpy(pixels[key.indices]).to(device))
+            outputs.append(torch.softmax(logits, dim=1).cpu().numpy())
+    return np.concatenate(outputs)
 
 
 def results_table(record: RunRecord) -> Table:

@@ -53,6 +53,17 @@ def test_rare_classes_count_as_much_as_frequent_ones() -> None:
     assert even > 1.5
 
 
+def test_classes_count_by_their_share_of_the_mix() -> None:
+    # Right for a mix of 9 to 1, and asked about both classes alike: not too sure, which is no fault of its sharpness.
+    rng = np.random.default_rng(0)
+    labels = np.arange(8000) % 2
+    seen = rng.normal(2.0 * labels, 1.0)
+    probabilities = softmax(np.stack([np.full(8000, np.log(0.9)), np.log(0.1) + 2 * seen - 2], axis=1), axis=1)
+    answers = probabilities.astype(np.float32)
+    assert fit_calibration(answers, answers[:, None], labels, 1).temperatures[0] > 1.1
+    assert fit_calibration(answers, answers[:, None], labels, 1, [9, 1]).temperatures[0] == pytest.approx(1, abs=0.05)
+
+
 def test_too_few_images_or_no_help_leave_answers_alone() -> None:
     probabilities, labels, votes = truth(9)
     assert fit_calibration(tempered(probabilities, np.array([0.3])), votes, labels, 1).temperatures == (1.0,)

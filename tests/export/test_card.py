@@ -95,6 +95,11 @@ def test_it_says_for_which_mix_it_is_right(artifact: Artifact, prior: list[float
     assert f"| right for the class mix | {words}" in text
 
 
+def test_a_figure_of_zero_is_told(artifact: Artifact) -> None:
+    none = artifact.model_copy(update={"accuracy": {**artifact.accuracy, "few": 0.0}})
+    assert "few-shot 0.0000" in card_text(Path("a.onnx"), "", none, (), ["a.png", "b.png"])
+
+
 def test_names_of_classes_do_not_break_the_table(artifact: Artifact) -> None:
     odd = {"label": "a|b", "train_images": 5, "test_images": 0, "accuracy": None, "precision": None}
     assert "| a&#124;b | 5 | 0 | - |" in card_text(Path("a.onnx"), "", artifact, [odd], ["a.png", "b.png"])

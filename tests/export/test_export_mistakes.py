@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,18 @@ def test_a_datastore_that_is_gone(tiny_run: Path, tmp_path: Path) -> None:
     edit(run, datastore={"path": str(tmp_path / "gone")})
     with pytest.raises(UserError, match="gone doesn't exist"):
         export(run, tmp_path / "a.onnx")
+
+
+def test_a_datastore_that_has_changed_is_no_reason_to_leave_validation_out(
+    tiny_run: Path, tiny_datastore: Path, tmp_path: Path
+) -> None:
+    run, store = copied(tiny_run, tmp_path), Path(shutil.copytree(tiny_datastore, tmp_path / "store"))
+    edit(run, datastore={"path": str(store)})
+    with (store / "test.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="has changed since"):
+        export(run, tmp_path / "a.onnx")
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_datastore_of_other_classes(tiny_run: Path, tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ def test_the_threshold_is_the_quantile_with_one_image_more() -> None:
     assert card.images == 9
 
 
+def test_ten_images_are_enough_for_a_threshold_of_their_own() -> None:
+    labels = np.array([0] * 100 + [1] * 10)
+    true = [0.9] * 100 + [0.5] * 9 + [0.2]
+    card = calibrate(two_classes(true, labels.tolist()), labels, np.array([MANY_IMAGES, FEW_IMAGES]))
+    assert card.thresholds["0.9"] == pytest.approx([0.9, 0.2])
+    assert card.thresholds["0.95"][1] == pytest.approx(0.2)
+
+
 def test_classes_of_a_group_count_the_same() -> None:
     # Of 40 images of class 0 all are at 0.9; of 10 of class 1 all are at 0.3. Each is half of what has to be covered.
     labels = np.array([0] * 40 + [1] * 10)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from scipy.special import softmax
 
 from export.export import export
-from export.prior import accept_prior, ensemble_prior
+from export.prior import accept_prior
 from tailstack import datastore as datastores
 from tailstack.artifact import CLASS_PRIOR, INPUT, PROBABILITIES, Artifact
 from tailstack.engine import open_engine
@@ -93,9 +93,9 @@ def test_openvino_gives_the_default_answers(
 
 def test_a_run_whose_learners_know_no_mix_makes_a_file_without_the_input(small_run: Path, tmp_path: Path) -> None:
     record = RunRecord.load(small_run)
-    np.testing.assert_allclose(ensemble_prior(record), PRIOR)
+    assert record.prior == pytest.approx(PRIOR)
     record.learners[1].prior = None
-    assert ensemble_prior(record) is None
+    assert record.prior is None
     run = tmp_path / "run"
     run.mkdir()
     for part in ("learners", "split.json"):
@@ -111,4 +111,4 @@ def test_the_learners_mixes_count_by_their_weights(small_run: Path) -> None:
     record = RunRecord.load(small_run)
     record.learners[0].prior = [1.0, 0, 0, 0, 0, 0]
     record.learners[1].prior = [0, 1.0, 0, 0, 0, 0]
-    np.testing.assert_allclose(ensemble_prior(record), [0.6, 0.4, 0, 0, 0, 0])
+    assert record.prior == pytest.approx([0.6, 0.4, 0, 0, 0, 0])

@@ -125,9 +125,11 @@ def test_a_form_at_fewer_pixels_answers_as_torch_does_and_costs_less(tiny_datast
     assert np.abs(smaller.votes - exact.votes).max() > 1e-4
 
 
-def test_a_transformer_takes_one_resolution_only(tiny_datastore: Path) -> None:
+# A transformer is built for one resolution; the sums of this network's branches need multiples of 32.
+@pytest.mark.parametrize(("architecture", "resolution"), [("test_vit", 32), ("dla46_c", 96)])
+def test_some_networks_have_no_form_at_fewer_pixels(tiny_datastore: Path, architecture: str, resolution: int) -> None:
     maker = FormMaker(datastores.load(tiny_datastore).test, (SIZE, SIZE))
-    network = Learner("test_vit", len(CLASSES), 32).eval()
+    network = Learner(architecture, len(CLASSES), resolution).eval()
     nothing: Any = SimpleNamespace()
     exact = Form(nothing, network, np.zeros((1, 1), np.float32), 1.0)
     assert maker.smaller(exact) is None

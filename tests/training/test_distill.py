@@ -36,7 +36,11 @@ def teacher(tiny_datastore: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A trained run of two learners, one of them of the student's network."""
     run = tmp_path_factory.mktemp("runs") / "teacher"
     architectures = [STUDENT, "mobilenetv3_small_050"]
-    fit(FitSettings(tiny_datastore, run, architectures=architectures, val_fraction=0.3, seed=4, **TINY))
+    fit(
+        FitSettings(
+            tiny_datastore, run, technique="stacking", architectures=architectures, val_fraction=0.3, seed=4, **TINY
+        )
+    )
     return run
 
 
@@ -69,6 +73,7 @@ def test_a_student_is_an_ordinary_run_of_one_learner(teacher: Path, tiny_datasto
     assert made == RunRecord.load(output)
     assert (made.technique, [learner.architecture for learner in made.learners]) == ("student", [STUDENT])
     assert made.learners[0].loss == "logit_adjusted"
+    assert made.prior == RunRecord.load(teacher).prior
     config = made.config
     assert (config["teacher"], config["epochs"], config["lr"]) == (str(teacher), 1, 1e-4)
     assert (config["seed"], config["val_fraction"], config["batch_size"]) == (4, 0.3, 32)
