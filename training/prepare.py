@@ -72,6 +72,8 @@ def _check(settings: PrepareSettings) -> None:
             raise UserError(f"--imbalance {ratio} is not a ratio of smallest to largest class: above 0, at most 1")
     if not 0 < settings.test_fraction < 1:
         raise UserError(f"--test_fraction is {settings.test_fraction}, and has to lie between 0 and 1")
+    if settings.seed < 0:
+        raise UserError(f"--seed is {settings.seed}, and has to be 0 or more")
     if settings.classes is not None and settings.classes < 2:
         raise UserError(f"--classes is {settings.classes}: a classifier needs two or more")
 

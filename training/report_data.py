@@ -16,6 +16,7 @@ BALANCED_FROM = 0.95
 """Ratio from which a data set counts as balanced: copies of an image in both splits may have cost it a few."""
 _VARIANT = "-imbalance-"
 
+Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -191,15 +192,26 @@ def choose(groups: Sequence[Group]) -> Choice | None:
     )
 
 
+def unheard(cell: Cell) -> int:
+    """Return how many classes have training images, but so few that none of them validates."""
+    return int((_held_out(cell) == 0).sum())
+
+
+def _held_out(cell: Cell) -> Indices:
+    """Return the images that validate, of each class that has training images; empty where val.json validates."""
+    fraction = cell.run.config.get("val_fraction")
+    if fraction is None or "val" in cell.run.datastore:
+        return np.empty(0, np.int64)
+    counts = [count for count in cell.run.class_counts if count > 0]
+    return np.array([min(round(count * fraction), count - 1) for count in counts], np.int64)
+
+
 def validation_error(cell: Cell) -> float | None:
     """Return about the standard error of a cell's balanced validation accuracy; None where val.json validates.
 
     Binomial, with the number of held-out images of each class as `stratified_split` has it.
     """
-    fraction = cell.run.config.get("val_fraction")
-    if fraction is None or "val" in cell.run.datastore:
-        return None
-    held = np.array([min(round(count * fraction), count - 1) for count in cell.run.class_counts if count > 1])
+    held = _held_out(cell)
     held = held[held > 0]
     if not len(held):
         return None

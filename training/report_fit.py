@@ -11,6 +11,7 @@ MIN_RANGE = 2.0
 """Doublings between the smallest and the largest class below which nothing is fitted."""
 _Z = 1.96
 _ROUNDS = 50
+_SMALL = 1e-10
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,31 @@ def _logistic_regression(design: Floats, rates: Floats, trials: Floats) -> tuple
     """Fit by iteratively re-weighted least squares; the covariance has the dispersion of Pearson's residuals."""
     coefficients = np.zeros(design.shape[1])
     for _ in range(_ROUNDS):
-        expected = np.clip(_logistic(design @ coefficients), 1e-6, 1 - 1e-6)
-        weights = trials * expected * (1 - expected)
-        information = design.T @ (weights[:, None] * design)
+        expected, information = _at(coefficients, design, trials)
         step = np.linalg.solve(information, design.T @ (trials * (rates - expected)))
-        coefficients = coefficients + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-10:
+        # A whole step may overshoot, and would then lead further and further away.
+        while _deviance(coefficients + step, design, rates, trials) > _deviance(coefficients, design, rates, trials):
+            step = step / 2
+        coefficients = coefficients + step
+        if np.abs(step).max() < _SMALL:
             break
+    expected, information = _at(coefficients, design, trials)
     residuals = trials * (rates - expected) ** 2 / (expected * (1 - expected))
     dispersion = max(1.0, float(residuals.sum()) / (len(rates) - design.shape[1]))
     return coefficients, np.linalg.inv(information) * dispersion
+
+
+def _at(coefficients: Floats, design: Floats, trials: Floats) -> tuple[Floats, Floats]:
+    """Return the expected rates and Fisher's information."""
+    expected = np.clip(_logistic(design @ coefficients), 1e-6, 1 - 1e-6)
+    weights = trials * expected * (1 - expected)
+    return expected, design.T @ (weights[:, None] * design)
+
+
+def _deviance(coefficients: Floats, design: Floats, rates: Floats, trials: Floats) -> float:
+    """Return the deviance, but for a constant."""
+    values = design @ coefficients
+    return float(2 * (trials * (np.logaddexp(0, values) - rates * values)).sum())
 
 
 def _design(counts: Floats) -> Floats:

@@ -1,15 +1,17 @@
 """The page of a report: what to do first, then the tables, then the figures of each data set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from tailstack.errors import UserError
 from tailstack.metrics import FEW_UNDER, MANY_OVER
 from training.cells import Cell
-from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered
+from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered, unheard
 from training.report_figures import Shown
 from training.report_fit import CountFit, fit_counts
 from training.report_sweep import NOT_SWEPT, swept_settings
@@ -30,7 +32,7 @@ from training.techniques import TECHNIQUES, Recipe, completed
 
 WORST = 8
 """Classes that are listed as suffering."""
-ASKED = (5, 10, 20, 50, 100, 200, 500, 1000)
+ASKED = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 """Counts of images whose doubling is worth a line."""
 LEAST = 0.005
 """Gain from which it is a whole point."""
@@ -84,6 +86,10 @@ def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
         lines.append(f"Not run on all of these, and left out: {_enumerated([f'`{other}`' for other in rest])}.")
     if choice.error is not None:
         lines.append(f"The standard error of such a score is about {choice.error:.3f}, because few images validate.")
+    silent = {group.label: (unheard(group.cell), len(group.counts)) for group in _chosen_groups(groups, choice)}
+    if any(count for count, _ in silent.values()):
+        told = _enumerated([f"{count} of {of} classes at {label}" for label, (count, of) in silent.items() if count])
+        lines.append(f"No image validates of {told}, which have too few: they had no say in it.")
     if choice.close:
         lines.append(_cheaper(choice, groups))
     others = {label: best for label, best in choice.by_group.items() if best != name}
@@ -136,7 +142,7 @@ def _flag(value: Any) -> str:
     if isinstance(value, list):
         return f'"[{", ".join(map(str, value))}]"'
     if isinstance(value, dict):
-        return '"{' + ", ".join(f"{name}: {factor}" for name, factor in value.items()) + '}"'
+        return f'"{yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()}"'
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
@@ -177,7 +183,7 @@ def more_images(group: Group, series: Series) -> str:
 
 
 def _gains(fit: CountFit) -> dict[int, tuple[float, float, float]]:
-    counts = [count for count in ASKED if fit.smallest <= count and 2 * count <= fit.largest]
+    counts = [count for count in ASKED if fit.smallest <= count and 2 * count <= fit.largest] or [fit.smallest]
     gains = {count: fit.doubling(count) for count in counts if fit.supported}
     return {count: gain for count, gain in gains.items() if gain[1] >= LEAST}
 

@@ -12,6 +12,8 @@ from tailstack.remote import is_remote, local, refuse_remote, spelled
 from training.duration import seconds_of
 
 Loss = Literal["none", "ins", "isns", "ens", "logit_adjusted", "ldam"]
+MAX_SEED = 4_000_000
+"""The learners of a run have seeds of their own, a thousand for each seed, and NumPy's end at 2 ** 32."""
 LITE_TRIO = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 
 
@@ -134,8 +136,17 @@ class FitSettings:
                 raise UserError(f"--{name} is {value}, and has to be at least 0 and less than 1")
         if self.tau is not None and not self.tau:
             raise UserError("--tau is empty: give one strength or more")
-        if any(weight <= 0 for weight in self.class_weights.values()):
-            raise UserError("--class_weights has a factor that is not above 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"--seed is {self.seed}, and has to lie between 0 and {MAX_SEED}")
+        self._check_class_weights()
+
+    def _check_class_weights(self) -> None:
+        for name, weight in self.class_weights.items():
+            # YAML reads 3, no or null as what they are elsewhere.
+            if not isinstance(name, str):
+                raise UserError(f"--class_weights names {name}, which is no text as it stands: put it in quotes")
+            if weight <= 0:
+                raise UserError(f"--class_weights has the factor {weight} for {name}, which is not above 0")
 
     def _check_budget(self, budget: str) -> None:
         seconds_of(budget)

@@ -18,6 +18,7 @@ from tailstack.images import Size
 from tailstack.metrics import Probabilities
 from tailstack.network import architecture_config, load_learner
 from tailstack.progress import track
+from tailstack.remote import local
 from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
 from training.blending import Blend
 from training.dataset import PixelSource, load_pixels
@@ -45,7 +46,8 @@ class Teacher:
         Raises:
             UserError: there is no such run, or it isn't finished.
         """
-        return cls(run, RunRecord.load(run))
+        record = RunRecord.load(run)
+        return cls(local(run), record)
 
     def answers(
         self, train: Split, pixels: PixelSource, size: Size, cache: Path, share: Path | None = None

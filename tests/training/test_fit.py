@@ -137,6 +137,12 @@ def test_a_split_of_the_datastore_is_taken_as_it_is(copy: Path, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+def test_classes_too_small_for_an_image_to_validate(tiny_datastore: Path, tmp_path: Path) -> None:
+    record = fit(settings(tiny_datastore, tmp_path / "run", technique="baseline", val_fraction=0.01))
+    assert record.validation == {}
+    assert record.results["top1"] > 0
+
+
 @pytest.mark.parametrize("steps", [*range(1, 10), 100])
 def test_the_learning_rate_has_one_peak_however_few_the_steps(steps: int) -> None:
     schedule = one_cycle(torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1), steps, warm_up=0.25)
@@ -312,6 +318,10 @@ def test_a_config_that_was_damaged(tiny_datastore: Path, tmp_path: Path, content
         (["--technique", "magic"], "there is no technique 'magic'"),
         (["--datastore", "none"], "datastore none doesn't exist"),
         (["--epochs", "0"], "--epochs is 0"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "20240101"], "--seed is 20240101"),
+        (["--class_weights", "{3: 2.0}"], "--class_weights names 3"),
+        (["--architectures", "[vit_tiny_patch16_224]", "--grow_from", "32"], "vit_tiny_patch16_224 is built for one"),
     ],
 )
 def test_the_command_line_answers_mistakes_in_one_line(

@@ -197,6 +197,28 @@ def test_what_more_images_buy_is_read_off_the_classes() -> None:
     assert "a class with 500 images" not in text  # the data have no class of 1,000
 
 
+def test_what_more_images_buy_where_classes_are_large() -> None:
+    one = cell(50, 0.1, "baseline", 0, test_images=100)
+    one.run.class_counts = [int(count) for count in np.geomspace(10_000, 1000, 50)]
+    for item, count in zip(one.run.per_class, one.run.class_counts, strict=True):
+        item["accuracy"] = float(1 / (1 + np.exp(5.5 - 0.5 * np.log2(count))))
+    (group,) = gather([one])
+    fit = fit_counts(group, group.series["baseline"])
+    assert fit
+    # Not exactly: half a hit and half a miss more are counted in each class.
+    assert fit.coefficients == pytest.approx([-5.5, 0.5], rel=0.02)
+    assert "a class with 5000 images: about +" in more_images(group, group.series["baseline"])
+
+
+def test_what_doubling_buys_is_asked_somewhere_between_the_smallest_class_and_the_largest() -> None:
+    one = cell(50, 0.1, "baseline", 0, test_images=100)
+    one.run.class_counts = [int(count) for count in np.geomspace(96, 21, 50)]
+    for item, count in zip(one.run.per_class, one.run.class_counts, strict=True):
+        item["accuracy"] = float(1 / (1 + np.exp(5.5 - np.log2(count))))
+    (group,) = gather([one])
+    assert "a class with 21 images: about +" in more_images(group, group.series["baseline"])
+
+
 @pytest.mark.parametrize("slope", [0.0, -0.03])
 def test_nothing_is_promised_where_counts_explain_nothing(slope: float) -> None:
     counts = np.array(cell(50, 0.005, "baseline", 0).run.class_counts)
