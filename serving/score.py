@@ -4,16 +4,17 @@ Parts of the source are scored, and written, in any order and by whoever; what i
 that was stopped, or killed, goes on when it runs again, with no row twice and none missing.
 """
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
 from serving.runtime import check_model, fetch_model
 from serving.score_output import Output, Part
-from serving.score_rows import RowMaker
+from serving.score_rows import RowMaker, readable
 from serving.score_source import Source, open_source
 from serving.scorer import Scorer, Wanted, cores
 from tailstack.engine import Runtime
@@ -79,9 +80,16 @@ def score(settings: ScoreSettings) -> Summary:
     """
     if min(settings.batch_size, settings.part_size) < 1:
         raise UserError("--batch_size and --part_size have to be 1 or more")
+    if _absolute(settings.output).is_relative_to(_absolute(settings.source)):
+        raise UserError(
+            f"--output {settings.output} lies inside {settings.source}, whose images its parts would be the next time: "
+            "choose a folder outside"
+        )
     source = open_source(settings.source, settings.column)
+    artifact, version = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
     wanted = Wanted(
         settings.model,
+        version,
         settings.device,
         settings.runtime,
         settings.public_key,
@@ -89,15 +97,16 @@ def score(settings: ScoreSettings) -> Summary:
         settings.top_k,
         settings.coverage,
     )
-    artifact, version = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
     maker = RowMaker(artifact, settings.top_k, settings.coverage)
     output = Output(settings.output)
     output.claim(
         {
-            "source": settings.source,
+            "source": readable(settings.source),
+            "column": source.column,
             "images": len(source),
             "digest": source.digest,
             "model": version,
+            "runtime": settings.runtime,
             "top_k": settings.top_k,
             "coverage": maker.coverage,
             "part_size": settings.part_size,
@@ -111,6 +120,11 @@ def score(settings: ScoreSettings) -> Summary:
         errors += len(part) - rows["error"].null_count
     images = sum(map(len, parts))
     return Summary(images, errors, len(source) - images, time.perf_counter() - start)
+
+
+def _absolute(place: str) -> PurePosixPath:
+    """Return a URI as it is, or a path without symbolic links."""
+    return PurePosixPath(place if "://" in place else os.path.realpath(place))
 
 
 def _scored(

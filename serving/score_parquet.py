@@ -12,6 +12,8 @@ from tailstack.errors import UserError
 _URI = "uri"
 _BATCH = 64
 """Rows that are held at a time, with their images."""
+_BUFFER = 1 << 20
+"""Bytes of a column that are read at a time. Without it a whole row group is, which may be the whole file."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class ParquetRows:
     def _rows_of(self, file: ParquetFile, start: int, stop: int) -> Iterator[tuple[str, bytes]]:
         columns = [self.column, _URI] if self.has_uris else [self.column]
         with self.system.open(file.path) as stream:
-            reader = pq.ParquetFile(stream)
+            reader = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER)
             groups, row = _row_groups(reader.metadata, start, stop)
             for batch in reader.iter_batches(_BATCH, row_groups=groups, columns=columns):
                 images = batch.column(self.column)

@@ -48,7 +48,7 @@ class RowMaker:
         numbers = iter(range(len(uris)))
         places = pa.array([next(numbers) if error is None else None for error in errors], pa.int64())
         columns = {name: column.take(places) for name, column in found.items()}
-        return pa.table({"uri": pa.array(uris, pa.string()), **columns, "error": pa.array(errors, pa.string())})
+        return pa.table({"uri": _texts(uris), **columns, "error": _texts(errors)})
 
     def _columns(self, answer: Answer) -> dict[str, Any]:
         order = np.argsort(-answer.probabilities, axis=1, kind="stable")
@@ -79,6 +79,15 @@ class RowMaker:
 
     def _labels(self, indices: npt.NDArray[np.int64]) -> Any:
         return self._classes.take(pa.array(indices))
+
+
+def readable(text: str) -> str:
+    """Return a file's name with a replacement character for what isn't UTF-8, which Parquet and JSON can't have."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _texts(values: Sequence[str | None]) -> Any:
+    return pa.array([None if value is None else readable(value) for value in values], pa.string())
 
 
 def _lists(values: Any, lengths: npt.NDArray[np.int64]) -> Any:

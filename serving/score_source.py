@@ -14,11 +14,16 @@ from typing import Any, Protocol
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from serving.score_parquet import ParquetRows, open_parquet
 from tailstack.errors import UserError
 
-_ZIP, _PARQUET = b"PK", b"PAR1"
+MAX_BYTES = 100_000_000
+"""Of one image, as it is read whole, by each thread. A JPEG of `tailstack.images.MAX_PIXELS` has less."""
+_PARQUET = b"PAR1"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+"""With members, and without. Two letters alone may begin a text."""
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
 
 
@@ -28,7 +33,7 @@ class Item:
 
     uri: str
     read: Callable[[], bytes]
-    """Returns the encoded bytes; raises what the file system raises."""
+    """Returns the encoded bytes; raises UserError if they are too many, and what the file system raises."""
 
 
 class Source(Protocol):
@@ -37,6 +42,10 @@ class Source(Protocol):
     @property
     def digest(self) -> str:
         """What tells it from another source, or from itself after a change: hexadecimal digits."""
+
+    @property
+    def column(self) -> str | None:
+        """Column of Parquet that it was found in."""
 
     def __len__(self) -> int: ...
 
@@ -50,6 +59,7 @@ class Uris:
 
     uris: list[str]
     digest: str
+    column: str | None = None
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -66,6 +76,7 @@ class Zip:
     uri: str
     members: list[str]
     digest: str
+    column: str | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -74,7 +85,7 @@ class Zip:
         """Yield images, which are read when they are asked for their bytes."""
         archive = _archive(self.uri)
         for member in self.members[start:stop]:
-            yield Item(f"zip://{member}::{self.uri}", partial(archive.read, member))
+            yield Item(f"zip://{member}::{self.uri}", partial(_unpack, archive, member))
 
 
 @dataclass(frozen=True)
@@ -84,13 +95,18 @@ class Rows:
     table: ParquetRows
     digest: str
 
+    @property
+    def column(self) -> str:
+        """Column that has the bytes."""
+        return self.table.column
+
     def __len__(self) -> int:
         return len(self.table)
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """Yield images, whose bytes are read already."""
         for uri, data in self.table.rows(start, stop):
-            yield Item(uri, partial(bytes, data))
+            yield Item(uri, partial(_checked, data))
 
 
 def open_source(source: str, column: str | None = None) -> Source:
@@ -142,7 +158,8 @@ def _open_folder(source: str, system: Any, path: str, column: str | None) -> Sou
 
 def _files(system: Any, path: str) -> Iterable[tuple[str, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = system.find(path, detail=True)
-    return found.items()
+    # Tools that show a store as folders make an empty object for each, whose key ends in a slash.
+    return [(name, info) for name, info in found.items() if not name.endswith("/")]
 
 
 def _open_zip(source: str) -> Zip:
@@ -156,7 +173,7 @@ def _open_table(paths: dict[str, str], system: Any, column: str | None) -> Sourc
     table = open_parquet(paths, system, column)
     if table.has_bytes:
         return Rows(table, _digest(f"{file.uri}\t{file.size}\t{file.rows}" for file in table.files))
-    return _by_uris(next(iter(paths)), table.texts())
+    return _by_uris(next(iter(paths)), table.texts(), table.column)
 
 
 def _open_list(source: str, content: bytes) -> Uris:
@@ -167,7 +184,7 @@ def _open_list(source: str, content: bytes) -> Uris:
     return _by_uris(source, [line for line in lines if line and not line.startswith("#")])
 
 
-def _by_uris(source: str, uris: Iterable[str]) -> Uris:
+def _by_uris(source: str, uris: Iterable[str], column: str | None = None) -> Uris:
     """Take each URI once. A scheme that can't be read is found here, not a million times later."""
     once = sorted(set(uris))
     for scheme in sorted({uri.split("://")[0] for uri in once if "://" in uri}):
@@ -175,13 +192,34 @@ def _by_uris(source: str, uris: Iterable[str]) -> Uris:
             fsspec.get_filesystem_class(scheme.rpartition("::")[2])
         except (ValueError, ImportError) as error:
             raise UserError(f"{source} has URIs that begin with {scheme}://: {error}") from error
-    return Uris(once, _digest(once))
+    return Uris(once, _digest(once), column)
 
 
 def _read(uri: str) -> bytes:
+    """Read a byte more than there may be, at most: to ask for the size would cost a store one more call an image."""
     system, path = url_to_fs(uri)
-    content: bytes = system.cat_file(path)
+    end = MAX_BYTES + 1
+    if isinstance(system, LocalFileSystem):
+        # Python takes memory for `end` bytes, which costs more time than reading a small file does.
+        end = min(end, system.size(path))
+    return _checked(system.cat_file(path, end=end))
+
+
+def _unpack(archive: zipfile.ZipFile, member: str) -> bytes:
+    _check_size(archive.getinfo(member).file_size)
+    with archive.open(member) as file:
+        # That size may be a lie: without an end, all that there is would be inflated.
+        return file.read(MAX_BYTES)
+
+
+def _checked(content: bytes) -> bytes:
+    _check_size(len(content))
     return content
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_BYTES:
+        raise UserError(f"it has more than {MAX_BYTES:,} bytes")
 
 
 @lru_cache(maxsize=1)
@@ -202,7 +240,8 @@ def _join(source: str, name: str) -> str:
 def _digest(lines: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode())
+        # The names of files may be any bytes.
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

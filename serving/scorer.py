@@ -19,8 +19,10 @@ from serving.score_output import Part
 from serving.score_rows import RowMaker
 from serving.score_source import Item, Source
 from tailstack.engine import Runtime
+from tailstack.errors import UserError
 from tailstack.images import MAX_PIXELS, ImageError, Pixels, Size
 from tailstack.progress import track
+from tailstack.remote import spelled
 from tailstack.session import Device
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ class Wanted:
     """What rows are made with, here or on a cluster's machines."""
 
     model: Path
+    version: str
+    """The file's, when the command began."""
     device: Device
     runtime: Runtime
     public_key: Path | None
@@ -53,7 +57,7 @@ class Scorer:
         threads: cores to use.
 
     Raises:
-        UserError: the model can't be run, or doesn't have what is wanted.
+        UserError: the model can't be run, doesn't have what is wanted, or isn't of the version that is wanted.
     """
 
     def __init__(self, wanted: Wanted, threads: int) -> None:
@@ -65,6 +69,11 @@ class Scorer:
             wanted.runtime,
             public_key=wanted.public_key,
         )
+        if self._model.version != wanted.version:
+            raise UserError(
+                f"model {spelled(wanted.model)} is version {self._model.version} now, and was {wanted.version} when "
+                "the command began: the file was replaced, or isn't the same on each machine"
+            )
         self._maker = RowMaker(self._model.artifact, wanted.top_k, wanted.coverage)
         self._batch_size = wanted.batch_size
         self._slots = threading.Semaphore(self._model.slots)

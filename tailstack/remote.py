@@ -153,7 +153,8 @@ def _listing(files: Any, root: str) -> dict[str, Token]:
         # No such folder in a bucket that is there; a bucket that isn't says so when it is written to.
         return {}
     prefix = root.rstrip("/")
-    names = {path.removeprefix(prefix).lstrip("/"): info for path, info in found.items()}
+    # Tools that show a store as folders make an empty object for each, whose key ends in a slash.
+    names = {path.removeprefix(prefix).lstrip("/"): info for path, info in found.items() if not path.endswith("/")}
     return {
         name: [info["size"], str(next((info[tag] for tag in _TAGS if tag in info), ""))]
         for name, info in names.items()

@@ -11,13 +11,14 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from serving.runtime import Model
 from serving.score import ScoreSettings, Summary, score
-from serving.score_output import MANIFEST
+from serving.score_output import MANIFEST, Output
 from tailstack.errors import UserError
 from tailstack.images import decode
 from tailstack.signature import sign
@@ -172,6 +173,15 @@ def test_only_a_signed_model_scores_where_a_key_is_given(pictures: Path, tiny_mo
     assert run(pictures, tmp_path / "out", model, public_key=public).images == 50
 
 
+def test_a_name_may_be_any_bytes(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9")
+    source.mkdir()
+    shutil.copy(pictures / "disc" / "0.png", source / os.fsdecode(b"th\xe9.png"))
+    assert run(source, tmp_path / "out", tiny_model).errors == 0
+    assert read(tmp_path / "out")["uri"].to_pylist() == [f"{tmp_path}/caf\ufffd/th\ufffd.png"]
+    assert run(source, tmp_path / "out", tiny_model).kept == 1
+
+
 def test_rows_of_something_else_are_not_mixed(pictures: Path, tiny_model: Path, tmp_path: Path) -> None:
     source = tmp_path / "photos"
     shutil.copytree(pictures, source)
@@ -179,9 +189,33 @@ def test_rows_of_something_else_are_not_mixed(pictures: Path, tiny_model: Path, 
     assert (tmp_path / "out" / MANIFEST).is_file()
     with pytest.raises(UserError, match="top_k 5, now 2"):
         run(source, tmp_path / "out", tiny_model, top_k=2)
+    with pytest.raises(UserError, match="runtime 'onnxruntime', now 'openvino'"):
+        run(source, tmp_path / "out", tiny_model, runtime="openvino")
     shutil.copy(source / "ring" / "0.png", source / "ring" / "new.png")
     with pytest.raises(UserError, match=r"images 50, now 51; digest .*choose another --output"):
         run(source, tmp_path / "out", tiny_model)
+    photo = [(source / "disc" / "0.png").read_bytes()]
+    pq.write_table(pa.table({"front": photo, "back": photo}), tmp_path / "two.parquet")
+    run(tmp_path / "two.parquet", tmp_path / "two", tiny_model, column="front")
+    with pytest.raises(UserError, match="column 'front', now 'back'"):
+        run(tmp_path / "two.parquet", tmp_path / "two", tiny_model, column="back")
+
+
+def test_a_model_replaced_meanwhile_makes_no_rows(
+    pictures: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "ensemble.onnx"
+    model.write_bytes(tiny_model.read_bytes())
+
+    def claim(self: Output, manifest: dict[str, Any]) -> None:
+        file = onnx.load(model)
+        file.doc_string = "new"
+        onnx.save(file, model)
+
+    monkeypatch.setattr(Output, "claim", claim)
+    with pytest.raises(UserError, match=r"is version \w+ now, and was \w+ when the command began"):
+        run(pictures, tmp_path / "out", model)
+    assert not list((tmp_path / "out").glob("*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +232,8 @@ def test_rows_of_something_else_are_not_mixed(pictures: Path, tiny_model: Path, 
         ("photos", {"model": Path("nothing.onnx")}, "nothing.onnx doesn't exist"),
         ("photos", {"output": "words"}, "words can't be made"),
         ("photos", {"output": "quux://x"}, "quux"),
+        ("photos", {"output": "photos/scored"}, "photos/scored lies inside photos"),
+        ("memory://photos", {"output": "memory://photos/scored/"}, "scored/ lies inside memory://photos"),
         ("photos", {"top_k": 0}, "--top_k is 0"),
         ("photos", {"coverage": 0.5}, "--coverage is 0.5: has to be one of 0.9, 0.95, 0.99"),
         ("photos", {"part_size": 0}, "have to be 1 or more"),
@@ -216,7 +252,7 @@ def test_a_mistake_is_told(
     Path("photos").symlink_to(pictures)
     Path("empty").mkdir()
     Path("noise").write_bytes(b"\xff\xfe\x80 noise")
-    Path("zipped").write_bytes(b"PK and nothing else")
+    Path("zipped").write_bytes(b"PK\x03\x04 and nothing else")
     Path("words").write_text("a file")
     Path("list.txt").write_text("quux://bucket/1.png\n")
     pq.write_table(pa.table({"a": [b""], "b": [b""]}), "two.parquet")
@@ -226,7 +262,8 @@ def test_a_mistake_is_told(
 
 @pytest.mark.parametrize(("flags", "code", "says"), [([], 1, "no images"), (["--device=abacus"], 2, "device")])
 def test_the_command_ends_on_a_mistake(tmp_path: Path, flags: list[str], code: int, says: str) -> None:
-    line = command(tmp_path, tmp_path / "out", tmp_path / "none.onnx", *flags)
+    (tmp_path / "photos").mkdir()
+    line = command(tmp_path / "photos", tmp_path / "out", tmp_path / "none.onnx", *flags)
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert done.stderr.startswith("error: ")

@@ -21,6 +21,9 @@ def test_the_rows_are_those_of_the_same_files_here(
 ) -> None:
     here = tiny_datastore / "images" / "test"
     fsspec.filesystem("s3").put(str(here), "s3://bucket/photos", recursive=True)
+    # As consoles make them for a folder.
+    for folder in ("photos/", "photos/disc/"):
+        fsspec.filesystem("s3").call_s3("put_object", Bucket="bucket", Key=folder)
     score(ScoreSettings(str(here), str(tmp_path / "out"), tiny_model, part_size=20))
     fsspec.filesystem("s3").put(str(tiny_model), "s3://bucket/ensemble.onnx")
     model = Path("s3://bucket/ensemble.onnx")
