@@ -47,6 +47,13 @@ ODD_HEADERS = (
     "host: [",
     "x: " + "y" * 70_000,
 )
+ODD_PARAMETERS = (
+    "; filename*=unicode_escape''%5Cud800",
+    "; filename*=utf-8''x; filename*0=y",
+    "; name*0*=utf-9''%ff; name*1=b",
+    "; filename*=",
+    ";;=",
+)
 QUERIES = ("", "", "", "?top_k=3", "?top_k=0", "?top_k=%00", "?min_probability=nan", "?learners=maybe", "?a&&=%ff")
 
 
@@ -160,7 +167,9 @@ def form(rng: Random) -> Hostile:
 def _part(rng: Random, name: str, data: bytes) -> bytes:
     filename = rng.choice(("a.jpg", "../../etc/passwd", "\N{CAT FACE}.png", 'a"; filename="b', "x" * 400, ""))
     label = rng.choice(LABELS)
-    head = f'--limit\r\ncontent-disposition: form-data; name="{name}"; filename="{filename}"\r\ncontent-type: {label}'
+    more = rng.choice(ODD_PARAMETERS) if rng.random() < 0.1 else ""
+    disposition = f'form-data; name="{name}"; filename="{filename}"{more}'
+    head = f"--limit\r\ncontent-disposition: {disposition}\r\ncontent-type: {label}"
     return head.encode() + b"\r\n\r\n" + data + b"\r\n"
 
 
@@ -181,6 +190,9 @@ def v2(rng: Random) -> Hostile:
         tensor["parameters"] = {"binary_data_size": len(tail)}
     else:
         tensor["data"] = list(rng.randbytes(3072))
+    if rng.random() < 0.05:
+        # As an array of texts of one length, the first would take 10 GB.
+        tensor["data"] = rng.choice((["x" * 50_000, *["x"] * 50_000], [[]] * 200_000, [{}] * 100_000))
     message: dict[str, Any] = {"inputs": [tensor], "id": "1"}
     if rng.random() < 0.5:
         target = rng.choice((tensor, message, tensor.setdefault("parameters", {})))
