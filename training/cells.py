@@ -69,6 +69,18 @@ def cell_path(folder: Path, name: str) -> Path:
     return folder / FOLDER / f"{name}.json"
 
 
+def load_cell(path: Path) -> Cell:
+    """Read the cell in a file.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        return Cell.model_validate(read_json(path))
+    except ValidationError as error:
+        raise UserError(f"{path} is not of this version's form: {error}") from error
+
+
 def load_cells(folder: Path) -> list[Cell]:
     """Read every cell of the comparison at `folder`, ordered by falling ratio, then by technique's name and seed.
 
@@ -78,10 +90,4 @@ def load_cells(folder: Path) -> list[Cell]:
     paths = sorted((folder / FOLDER).glob("*.json"))
     if not paths:
         raise UserError(f"{folder} has no results; make some with: python -m training compare … --output {folder}")
-    cells = []
-    for path in paths:
-        try:
-            cells.append(Cell.model_validate(read_json(path)))
-        except ValidationError as error:
-            raise UserError(f"{path} is not of this version's form: {error}") from error
-    return sorted(cells, key=lambda cell: (-cell.ratio, cell.datastore, cell.technique, cell.seed))
+    return sorted(map(load_cell, paths), key=lambda cell: (-cell.ratio, cell.datastore, cell.technique, cell.seed))

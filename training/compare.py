@@ -1,15 +1,17 @@
 """The command `compare`: techniques x datastores x seeds, a cell each, the ones that are done not repeated."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from tailstack.errors import UserError
+from tailstack import datastore as datastores
+from tailstack.datastore import Datastore
+from tailstack.errors import UserError, listing
 from tailstack.files import make_folder
-from training.cells import Cell, cell_name, cell_path
-from training.fit import fit
+from training.cells import Cell, cell_name, cell_path, load_cell
+from training.fit import changed_settings, check, fit
 from training.report import report
 from training.settings import CompareSettings, FitSettings
 from training.techniques import TECHNIQUES, completed
@@ -26,7 +28,7 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
         The report's page.
 
     Raises:
-        UserError: a setting or a datastore can't be used.
+        UserError: a setting or a datastore can't be used, or a cell is there already that was made with others.
     """
     console = Console()
     if base.processes > 1:
@@ -35,8 +37,7 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
     every = [name for name, technique in TECHNIQUES.items() if not technique.taught]
     techniques = every if settings.techniques == ["all"] else settings.techniques
     todo = list(_cells(settings, techniques, base))
-    for _, chosen in todo:
-        completed(chosen)  # a technique that can't be trained is found before any training
+    _check(settings, todo)
     for number, (path, chosen) in enumerate(todo, 1):
         if path.exists():
             continue
@@ -46,6 +47,33 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
     page = report(settings.output)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
     return page
+
+
+def _check(settings: CompareSettings, todo: Sequence[tuple[Path, FitSettings]]) -> None:
+    """Refuse what can't be trained before any training, and cells that are done but aren't what is asked for."""
+    stores = {path: datastores.load(path) for path in settings.datastores}
+    others = []
+    for path, chosen in todo:
+        store = stores[chosen.datastore]
+        if not path.exists():
+            check(chosen, store)
+        elif differing := _differences(load_cell(path), chosen, store):
+            others.append(f"{path.stem}: {'; '.join(differing)}")
+    if others:
+        raise UserError(
+            f"{settings.output} has {len(others)} cell(s) that were made otherwise: leave them out, or choose another "
+            f"--output\n{listing(others)}"
+        )
+
+
+def _differences(cell: Cell, chosen: FitSettings, store: Datastore) -> list[str]:
+    """Say what would be other in a cell if it were made now."""
+    # What a cell of an earlier version doesn't name was as it is by default.
+    plain = completed(FitSettings(chosen.datastore, chosen.output, technique=chosen.technique))
+    differing = changed_settings({**plain.to_dict(), **cell.run.config}, completed(chosen).to_dict())
+    if cell.run.datastore != {"path": cell.run.datastore["path"], **store.digests()}:
+        differing.append(f"{store.path} has other images or labels now")
+    return differing
 
 
 def _cells(settings: CompareSettings, techniques: list[str], base: FitSettings) -> Iterator[tuple[Path, FitSettings]]:

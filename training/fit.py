@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
-from tailstack.files import make_folder, read_json, sha256, write_json
+from tailstack.files import make_folder, read_json, write_json
 from tailstack.network import architecture_config
 from tailstack.remote import fetch, push, spelled
 from tailstack.run import CONFIG_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
@@ -28,10 +28,10 @@ from training.memory import keep_freed_memory
 from training.pace import Pace, within_budget
 from training.pretrained import fetch_pretrained
 from training.settings import FitSettings
-from training.sharing import adopt, copy_learner, note_origin, origin
+from training.sharing import adopt, copy_learner, images_digest, note_origin, origin
 from training.task import Task, class_factors, quieten
 from training.teacher import START_SHARE, Teacher
-from training.techniques import LearnerPlan, completed, find_technique, plan_learners
+from training.techniques import LearnerPlan, completed, find_technique, plan_learners, recipe_of
 
 SHARED_SETTINGS = (
     "datastore",
@@ -65,8 +65,7 @@ def fit(
     keep_freed_memory()
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it on its function
     console = Console(quiet=not first)
-    for architecture in settings.architectures:
-        architecture_config(architecture)
+    _check_architectures(settings)
     store = datastores.load(settings.datastore)
     rank_zero_only(fetch)(settings.output, missing_ok=True)
     class_factors(settings, store.classes)
@@ -78,7 +77,7 @@ def fit(
     run = _open_run(settings)
     rank_zero_only(push)(settings.output)
     image_size = common_image_size(store, settings.resolution)
-    train, val = _training_split(store, settings, run)
+    train, val = _training_split(store, settings, run, teacher)
     plans = plan_learners(settings, train.labels)
     if teacher and find_technique(settings.technique).keeps_others:
         plans = _with_others(plans[0], teacher, train, settings)
@@ -90,7 +89,7 @@ def fit(
         train.labels,
         pixels["val"],
         val.labels,
-        digest=sha256(run / SPLIT_FILE),
+        digest=images_digest(run / SPLIT_FILE, train, val),
         answers=teacher.answers(train, pixels["train"], image_size, run, share) if teacher else None,
     )
     todo = [
@@ -116,6 +115,24 @@ def fit(
         soft_wrap=True,
     )
     return record
+
+
+def _check_architectures(settings: FitSettings) -> None:
+    for architecture in settings.architectures:
+        if architecture_config(architecture).get("fixed_input_size") and recipe_of(settings).grow_from:
+            raise UserError(f"{architecture} is built for one resolution, and can't grow: --grow_from 0")
+
+
+def check(settings: FitSettings, store: Datastore) -> None:
+    """Refuse what `fit` would refuse of these settings on this datastore, before it is its turn.
+
+    Raises:
+        UserError: a setting can't be used.
+    """
+    _check_architectures(settings)
+    class_factors(settings, store.classes)
+    stay = _held_out(store, settings).get("train")
+    plan_learners(completed(settings), store.train.labels if stay is None else store.train.labels[stay])
 
 
 def _with_others(student: LearnerPlan, teacher: Teacher, train: Split, settings: FitSettings) -> list[LearnerPlan]:
@@ -190,18 +207,21 @@ def _open_run(settings: FitSettings) -> Path:
     run = make_folder(settings.run)
     config = run / CONFIG_FILE
     if config.exists():
-        before = _read_config(config)
-        differing = [
-            f"{name} {before.get(name)} there, {value} now"
-            for name, value in settings.to_dict().items()
-            if name not in SHARED_SETTINGS and before.get(name) != value
-        ]
-        if differing:
+        if differing := changed_settings(_read_config(config), settings.to_dict()):
             raise UserError(f"{run} was made with other settings ({'; '.join(differing)}): choose another --output")
     elif any(run.iterdir()):
         raise UserError(f"output folder {run} has files that are not a run's: choose another --output")
     settings.save(config)
     return run
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in which settings that decide what is learnt those of `now` differ from what was made before."""
+    return [
+        f"{name} {before.get(name)} there, {value} now"
+        for name, value in now.items()
+        if name not in SHARED_SETTINGS and before.get(name) != value
+    ]
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -214,14 +234,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _training_split(store: Datastore, settings: FitSettings, run: Path) -> tuple[Split, Split]:
+def _training_split(store: Datastore, settings: FitSettings, run: Path, teacher: Teacher | None) -> tuple[Split, Split]:
     """Return what is trained on and what validates, as `split.json` has it."""
     path = run / SPLIT_FILE
     digests = store.digests()
     if not path.exists():
         drawn = {"datastore_sha256": digests, **_held_out(store, settings)}
         # What validates a student has to be new to its teacher too.
-        write_json(path, read_json(settings.teacher / SPLIT_FILE) if settings.teacher else drawn, indent=None)
+        write_json(path, read_json(teacher.run / SPLIT_FILE) if teacher else drawn, indent=None)
     split = read_json(path)
     if split["datastore_sha256"] != digests:
         begun = settings.teacher or run

@@ -6,6 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tailstack.datastore import Split
 from tailstack.files import read_json, whole_file, write_json
 from tailstack.images import Size
 from tailstack.metrics import Probabilities
@@ -17,6 +20,8 @@ from training.teacher import START_SHARE
 from training.techniques import LearnerPlan
 
 ORIGIN_FILE = "origin.json"
+_LOOKED_INTO = 1000
+"""About so many images of a split are read to tell it from another."""
 _SETTINGS = (
     "batch_size",
     "lr",
@@ -55,6 +60,25 @@ def origin(plan: LearnerPlan, data: TrainingData, image_size: Size, settings: Fi
 
 def _of_teacher(answers: Probabilities) -> dict[str, Any]:
     return {"answers_sha256": hashlib.sha256(answers.tobytes()).hexdigest(), "start_share": START_SHARE}
+
+
+def images_digest(split_file: Path, *splits: Split) -> str:
+    """Return what tells images from others of the same names, on any machine: a SHA-256, as hexadecimal digits.
+
+    It is of which images a run has, of the size of each one's file, and of the content of some, evenly spread. To read
+    all of a million for this would take minutes; and another preparation of the same photos changes nearly every file.
+
+    Args:
+        split_file: the run's split.json.
+        splits: of training and validation.
+    """
+    digest = hashlib.sha256(split_file.read_bytes())
+    for split in splits:
+        sizes = [split.path(i).stat().st_size for i in range(len(split))]
+        digest.update(np.array(sizes, dtype=np.int64).tobytes())
+        for i in range(0, len(split), max(1, len(split) // _LOOKED_INTO)):
+            digest.update(split.read(i))
+    return digest.hexdigest()
 
 
 def adopt(folder: Path, source: dict[str, Any], runs: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 
 from tailstack.errors import UserError
+from tailstack.files import read_json, write_json
 from tailstack.run import WEIGHTS_FILE
 from training import compare as module
 from training.cells import load_cells
 from training.compare import compare
-from training.learner import CHECKPOINT
+from training.learner import CHECKPOINT, train_learner
 from training.settings import CompareSettings, FitSettings
 
 ROOT = Path(__file__).parents[2]
@@ -30,11 +33,13 @@ TINY: dict[str, Any] = {
 }
 
 
-def run_compare(datastore: Path, folder: Path, techniques: list[str], **values: Any) -> Path:
+def run_compare(
+    datastore: Path, folder: Path, techniques: list[str], changes: dict[str, Any] | None = None, **values: Any
+) -> Path:
     settings = CompareSettings(
         output=folder / "results", runs=folder / "runs", datastores=[datastore], techniques=techniques, **values
     )
-    return compare(settings, FitSettings(datastore=datastore, output=folder / "unused", **TINY))
+    return compare(settings, FitSettings(datastore=datastore, output=folder / "unused", **{**TINY, **(changes or {})}))
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -67,17 +72,22 @@ def test_the_cells_say_what_was_measured(whole: Path, tiny_datastore: Path) -> N
     assert [row["technique"] for row in table(whole)] == TECHNIQUES
 
 
-def test_a_learner_that_techniques_share_is_trained_once(
-    whole: Path, tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained: list[str] = []
-    train = module.fit.__globals__["train_in_cycles"].__globals__["train_task"].__globals__["train_learner"]
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the learners that are trained from now on."""
+    names: list[str] = []
 
     def noting(learner: Any, plan: Any, *rest: Any) -> None:
-        trained.append(plan.name)
-        train(learner, plan, *rest)
+        names.append(plan.name)
+        train_learner(learner, plan, *rest)
 
     monkeypatch.setattr("training.task.train_learner", noting)
+    return names
+
+
+def test_a_learner_that_techniques_share_is_trained_once(
+    tiny_datastore: Path, tmp_path: Path, trained: list[str]
+) -> None:
     run_compare(tiny_datastore, tmp_path, ["baseline", "stacking"])
     assert trained == ["0-lcnet_035", "1-mobilenetv3_small_050"]
     # What is there already isn't made again; a new seed shares nothing.
@@ -88,6 +98,89 @@ def test_a_learner_that_techniques_share_is_trained_once(
     by_seed = [(tmp_path / "runs").glob(f"*baseline--seed{k}/learners/*/{WEIGHTS_FILE}") for k in (0, 1)]
     first, second = (next(paths).read_bytes() for paths in by_seed)
     assert first != second
+
+
+@pytest.fixture
+def done(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a comparison that is done; more of it can't be trained."""
+    shutil.copytree(whole / "results", tmp_path / "done" / "results")
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("it trains"))
+    return tmp_path / "done"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 3}, r"baseline--seed0: epochs 2 there, 3 now"),
+        (
+            {"architectures": ["lcnet_035"], "resolution": 48},
+            r"architectures \[.*\] there, .* now; resolution 32 there",
+        ),
+        ({"second_cycle": 1}, "second_cycle None there, 1 now"),
+    ],
+)
+def test_cells_of_other_settings_are_refused(
+    done: Path, tiny_datastore: Path, changes: dict[str, Any], says: str
+) -> None:
+    for path in (done / "results" / "cells").glob("*.json"):
+        cell = read_json(path)
+        del cell["run"]["config"]["second_cycle"]  # as in one of an earlier version
+        write_json(path, cell)
+    run_compare(tiny_datastore, done, TECHNIQUES, {"num_workers": 1})
+    with pytest.raises(UserError, match=says):
+        run_compare(tiny_datastore, done, TECHNIQUES, changes)
+    with pytest.raises(UserError, match="has 1 cell"):
+        run_compare(tiny_datastore, done, ["stacking"], changes)
+
+
+def test_cells_of_a_datastore_that_was_prepared_anew_are_refused(done: Path, tiny_datastore: Path) -> None:
+    again = done / tiny_datastore.name
+    shutil.copytree(tiny_datastore, again)
+    run_compare(again, done, TECHNIQUES)
+    train = read_json(again / "train.json")
+    write_json(again / "train.json", {**train, "annotations": train["annotations"][1:]})
+    with pytest.raises(UserError, match=f"{again.name} has other images or labels now"):
+        run_compare(again, done, TECHNIQUES)
+
+
+@pytest.mark.parametrize(
+    ("name", "technique", "changes", "says"),
+    [
+        ("typo", "baseline", {}, "typo doesn't exist"),
+        ("other", "bagging", {"threshold": 80}, "--threshold 80 makes no bags"),
+        ("other", "baseline", {"class_weights": {"disk": 2.0}}, "did you mean disc"),
+        ("other", "baseline", {"architectures": ["lcnet_036"]}, "did you mean"),
+    ],
+)
+def test_what_a_later_datastore_cannot_have_is_found_before_any_training(
+    done: Path, tiny_datastore: Path, name: str, technique: str, changes: dict[str, Any], says: str
+) -> None:
+    other = done / "other"
+    shutil.copytree(tiny_datastore, other)
+    train = read_json(other / "train.json")
+    write_json(other / "train.json", {**train, "annotations": train["annotations"][90:]})  # 60 in the largest class
+    settings = CompareSettings(
+        output=done / "results", datastores=[tiny_datastore, done / name], techniques=[technique], seeds=[5]
+    )
+    with pytest.raises(UserError, match=says):
+        compare(settings, FitSettings(datastore=tiny_datastore, output=done / "unused", **{**TINY, **changes}))
+
+
+def test_a_learner_is_shared_wherever_the_images_lie_but_not_with_other_pixels(
+    tiny_datastore: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    moved, inverted = tmp_path / "a" / "moved", tmp_path / "inverted"
+    shutil.copytree(tiny_datastore, moved)
+    shutil.copytree(tiny_datastore, inverted)
+    for path in inverted.rglob("*.png"):
+        with Image.open(path) as image:
+            ImageOps.invert(image.convert("RGB")).save(path)
+    assert (inverted / "train.json").read_bytes() == (tiny_datastore / "train.json").read_bytes()
+    learners = {}
+    for store in (tiny_datastore, moved, inverted):
+        run_compare(store, tmp_path, ["baseline"], {"epochs": 1})
+        learners[store] = len(trained)
+    assert learners == {tiny_datastore: 1, moved: 1, inverted: 2}
 
 
 DIES = """

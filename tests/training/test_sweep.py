@@ -2,11 +2,22 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import fsspec
 import pytest
+
+from tailstack.errors import UserError
+from tailstack.files import read_json
+from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE
+from training import sweep as module
+from training.settings import FitSettings, SweepSettings
+from training.sweep import METRIC, PROGRESS, scheduler, train_trial
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -32,7 +43,7 @@ def rows(output: Path) -> list[dict[str, str]]:
 
 
 def test_a_grid_is_tried_and_the_best_on_validation_comes_first(tiny_datastore: Path, tmp_path: Path) -> None:
-    flags = ["--architectures=[lcnet_035,mobilenetv3_small_050]", "--lr=[1e-3,1e-2]", "--epochs=1"]
+    flags = ["--architectures=[lcnet_035,mobilenetv3_small_050]", "--lr=[1e-3,1e-2]", "--epochs=2"]
     done = sweep(tiny_datastore, tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     found = rows(tmp_path)
@@ -41,6 +52,8 @@ def test_a_grid_is_tried_and_the_best_on_validation_comes_first(tiny_datastore: 
     }
     scores = [float(row["val_top1"]) for row in found]
     assert scores == sorted(scores, reverse=True)
+    ensembles = [read_json(path) for path in tmp_path.glob(f"runs/*/{ENSEMBLE_FILE}")]
+    assert scores == sorted((run["validation"]["top1"] for run in ensembles), reverse=True)
     assert all(row["test_top1"] and int(row["parameters"]) > 0 for row in found)
     assert f"Best on validation: architectures={found[0]['architectures']},lr={found[0]['lr']}" in done.stdout
     logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/learners/*/weights.safetensors")}
@@ -54,7 +67,9 @@ def test_a_grid_is_tried_and_the_best_on_validation_comes_first(tiny_datastore: 
 def test_losers_are_stopped_early_and_samples_are_drawn(tiny_datastore: Path, tmp_path: Path) -> None:
     done = sweep(tiny_datastore, tmp_path, "--lr=[1e-7,1e-2,1e-6]", "--samples=2", "--epochs=4")
     assert done.returncode == 0, done.stderr
-    assert len(rows(tmp_path)) == 2
+    best, other = rows(tmp_path)
+    assert (best["epochs_done"], best["test_top1"] != "") == ("4", True)
+    assert (other["epochs_done"], other["test_top1"] != "") in {("4", True), ("2", False)}
 
 
 @pytest.mark.parametrize(
@@ -66,3 +81,153 @@ def test_a_mistake_gets_one_clear_line(tiny_datastore: Path, tmp_path: Path, fla
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class Trains:
+    """Stands in for `fit`: epochs and weights of learners that are as good as their rate, on a scale of its own."""
+
+    def __init__(self, learners: int) -> None:
+        self.learners = learners
+
+    def __call__(self, run: FitSettings, on_epoch: Any) -> SimpleNamespace:
+        for learner in range(self.learners):
+            for epoch in range(1, run.epochs + 1):
+                on_epoch({"epoch": epoch, METRIC: run.lr * epoch / run.epochs})
+            folder = run.output / "learners" / str(learner)
+            folder.mkdir(parents=True)
+            (folder / WEIGHTS_FILE).touch()
+        return SimpleNamespace(validation={"top1": run.lr + 0.05})
+
+
+@pytest.mark.parametrize("learners", [1, 3])
+def test_what_a_trial_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learners: int) -> None:
+    monkeypatch.setattr(module, "fit", Trains(learners))
+    told: list[dict[str, float]] = []
+    train_trial(FitSettings(tmp_path, tmp_path / "run", epochs=8, lr=0.8), 4, told.append)
+    # The last epoch of the first learner isn't there, nor any of another: its end is the ensemble's.
+    assert [row["epochs_done"] for row in told] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [row[PROGRESS] for row in told] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert [row[METRIC] for row in told[-2:]] == pytest.approx([0.7, 0.85])
+
+
+def test_a_trial_that_goes_on_in_its_second_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FitSettings(tmp_path, tmp_path / "run", epochs=8)
+    (run.output / "learners" / "first").mkdir(parents=True)
+    (run.output / "learners" / "first" / WEIGHTS_FILE).touch()
+    monkeypatch.setattr(module, "fit", Trains(1))
+    told: list[dict[str, float]] = []
+    train_trial(run, 8, told.append)
+    assert [row["epochs_done"] for row in told] == [8]
+
+
+@pytest.mark.parametrize("shortest", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("times", [1, 3])
+def test_only_a_loser_is_stopped_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortest: int, times: int
+) -> None:
+    monkeypatch.setattr(module, "fit", Trains(2))
+    asha = scheduler(shortest)
+    asha.set_search_properties(METRIC, "max")
+
+    def stopped_at(name: str, lr: float, epochs: int) -> float:
+        trial: Any = SimpleNamespace(trial_id=name)
+        asha.on_trial_add(None, trial)
+        told: list[dict[str, float]] = []
+        train_trial(FitSettings(tmp_path, tmp_path / name, epochs=epochs, lr=lr), shortest, told.append)
+        return next(row["epochs_done"] for row in told if asha.on_trial_result(None, trial, row) == "STOP")
+
+    assert stopped_at("first", 0.4, shortest) == shortest
+    assert stopped_at("better and longer", 0.5, shortest * times) == shortest * times
+    # Nobody is stopped before its second epoch, nor in its last one.
+    assert stopped_at("worse", 0.1, shortest) == (2 if shortest > 2 else shortest)
+
+
+def sweep_here(datastore: Path, output: Path, swept: dict[str, list[Any]], **values: Any) -> list[dict[str, Any]]:
+    first = {name: [found[0]] if name == "architectures" else found[0] for name, found in swept.items()}
+    base = {"technique": "baseline", "architectures": ["lcnet_035"], **values, **first}
+    return module.sweep(SweepSettings(output), FitSettings(datastore, output, **base), swept)
+
+
+@pytest.mark.parametrize(
+    ("swept", "values", "says"),
+    [
+        ({"lr": [1, 2]}, {"datastore": Path("none")}, "datastore none doesn't exist"),
+        ({"architectures": ["lcnet_035", "lcnet_036"]}, {}, "did you mean"),
+        ({"technique": ["baseline", "magic"]}, {}, "no technique 'magic'"),
+        ({"technique": ["baseline", "bagging"]}, {"threshold": 110}, "makes no bags"),
+        ({"lr": [1, 2]}, {"class_weights": {"disk": 2.0}}, "did you mean disc"),
+        ({"val_fraction": [0.1, 0.001]}, {}, "0.001 holds no image out"),
+    ],
+)
+def test_a_trial_that_no_run_can_have_is_found_before_any_training(
+    tiny_datastore: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    swept: dict[str, list[Any]],
+    values: dict[str, Any],
+    says: str,
+) -> None:
+    monkeypatch.setattr(module, "_try_all", lambda *_: pytest.fail("Ray is started"))
+    with pytest.raises(UserError, match=says):
+        sweep_here(**{"datastore": tiny_datastore, "output": tmp_path, "swept": swept, **values})
+
+
+def test_another_sweep_in_the_same_folder(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(*_: object) -> None:
+        raise UserError("it begins")
+
+    monkeypatch.setattr(module, "_try_all", begin)
+    output = tmp_path / "sweep"
+    for _ in range(2):
+        with pytest.raises(UserError, match="it begins"):
+            sweep_here(tiny_datastore, output, {"lr": [0.001, 0.01]})
+    with pytest.raises(UserError, match=r"swept .*0\.001, 0\.01.* there, .*0\.05, 0\.07.* now"):
+        sweep_here(tiny_datastore, output, {"lr": [0.05, 0.07]})
+    with pytest.raises(UserError, match=r"weight_decay 0\.05 there, 0\.1 now"):
+        sweep_here(tiny_datastore, output, {"lr": [0.001, 0.01]}, weight_decay=0.1)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_datastore, moved)
+    with pytest.raises(UserError, match="it begins"):
+        sweep_here(moved, output, {"lr": [0.001, 0.01]}, num_workers=1)
+    (moved / "test.json").write_text((moved / "test.json").read_text() + "\n")
+    with pytest.raises(UserError, match="moved has other images"):
+        sweep_here(moved, output, {"lr": [0.001, 0.01]})
+    (output / "sweep.json").unlink()
+    (output / "tune").mkdir()
+    with pytest.raises(UserError, match="doesn't say what it tries"):
+        sweep_here(tiny_datastore, output, {"lr": [0.001, 0.01]})
+
+
+def test_only_a_finished_trial_is_the_best(
+    tiny_datastore: Path,
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = RuntimeError("Traceback\n  line 1\nUserError: no such thing")
+    results = [SimpleNamespace(metrics={METRIC: 0.9}, error=error), SimpleNamespace(metrics={METRIC: 0.3}, error=None)]
+    monkeypatch.setattr(module, "_try_all", lambda *_: results)
+    with pytest.raises(UserError, match="no trial was finished: UserError: no such thing"):
+        sweep_here(tiny_datastore, tmp_path, {"lr": [0.1, 0.2]})
+    assert "Best" not in capsys.readouterr().out
+    shutil.copytree(tiny_run, tmp_path / "runs" / "lr=0.2")
+    assert [row["lr"] for row in sweep_here(tiny_datastore, tmp_path, {"lr": [0.1, 0.2]})] == [0.2, 0.1]
+    assert "Best on validation: lr=0.2" in capsys.readouterr().out
+
+
+def test_a_datastore_in_an_object_store(tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").put(f"{tiny_datastore}/", "/bucket/swept", recursive=True)
+    asked: list[FitSettings] = []
+
+    def noting(_settings: SweepSettings, runs: list[FitSettings], _output: Path) -> None:
+        asked.extend(runs)
+        raise UserError("enough")
+
+    monkeypatch.setattr(module, "_try_all", noting)
+    with pytest.raises(UserError, match="enough"):
+        sweep_here(Path("memory://bucket/swept"), tmp_path / "sweep", {"lr": [0.1, 0.2]})
+    assert {run.to_dict()["datastore"] for run in asked} == {"memory://bucket/swept"}
