@@ -4,27 +4,29 @@ The model is checked with loads that come at random, at shares of what the serve
 server's processes, and what of it is inference that of full batches on one thread, outside the server.
 """
 
+import itertools
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Load, LoadReport, run_load
-from benchmarks.latency import time_in_turns
+from benchmarks.http_load import Load, LoadReport, in_folder, run_load
+from benchmarks.latency import cycling, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
-from benchmarks.picture import make_picture
+from benchmarks.picture import choose_pictures
 from benchmarks.predictors import OnnxModel
 from benchmarks.queueing import Replica
 from benchmarks.served import Served, serve
 from serving.runtime import check_model
 from serving.settings import ServerSettings
 from tailstack.files import sha256
+from tailstack.images import decode
 from tailstack.progress import track
 from tailstack.session import CPU
 
@@ -56,23 +58,25 @@ class _Round:
         return Replica.measured({inside: report.rate for inside, report in self.closed.items()})
 
 
-def check_server(model: Path, seconds: float) -> dict[str, Any]:
+def check_server(model: Path, datastore: Path | None, seconds: float) -> dict[str, Any]:
     """Measure one server on the CPU: rate and cost by requests under way, and delay by load, beside the model's.
 
     Args:
         model: the file to serve.
+        datastore: folder whose test photos are sent in turn; None sends one picture, made on the spot.
         seconds: length of each load that comes at random; the others take a third of it.
 
     Raises:
-        UserError: the file can't be served.
+        UserError: the file can't be served, or it is a cascade and there is no datastore.
     """
     check_model(model)
-    cores = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder, serve(model, cores) as served:
-        image, bare = str(make_picture(Path(folder))), OnnxModel.load(model, threads=1)
-        run_load(Load(served.port, image, requests=_WARM_UP, concurrency=max(INSIDE)))
+    cores, bare = len(os.sched_getaffinity(0)), OnnxModel.load(model, threads=1)
+    pictures = choose_pictures(datastore, bare.artifact)
+    infer = partial(_inference_ms, bare, pictures)
+    with in_folder(pictures) as images, serve(model, cores) as served:
+        run_load(Load(served.port, images, requests=_WARM_UP, concurrency=max(INSIDE)))
         others, start, busy = OtherLoad(), time.perf_counter(), served.cpu_seconds()
-        rounds = [_measure(served, bare, image, seconds, number) for number in track(range(ROUNDS), "Rounds", ROUNDS)]
+        rounds = [_measure(served, infer, images, seconds, number) for number in track(range(ROUNDS), "Rounds", ROUNDS)]
         loads = [report for done in rounds for report in (*done.closed.values(), *done.open.values())]
         known = served.cpu_seconds() - busy + sum(report.cpu_seconds for report in loads)
         elsewhere = others.cores() - known / (time.perf_counter() - start)
@@ -85,16 +89,16 @@ def check_server(model: Path, seconds: float) -> dict[str, Any]:
     }
 
 
-def _measure(served: Served, bare: OnnxModel, image: str, seconds: float, number: int) -> _Round:
+def _measure(served: Served, infer: Callable[[float], float], images: str, seconds: float, number: int) -> _Round:
     closed, server_ms = {}, {}
     for inside in INSIDE:
         busy = served.cpu_seconds()
-        closed[inside] = run_load(Load(served.port, image, seconds=seconds / 3, concurrency=inside))
+        closed[inside] = run_load(Load(served.port, images, seconds=seconds / 3, concurrency=inside))
         server_ms[inside] = 1e3 * (served.cpu_seconds() - busy) / len(closed[inside].answers)
-    done = _Round(closed, server_ms, _inference_ms(bare, seconds / 3), {})
+    done = _Round(closed, server_ms, infer(seconds / 3), {})
     for use in USES:
         rate = use * done.replica.rate
-        done.open[use] = run_load(Load(served.port, image, seconds=seconds, rate=rate, seed=number))
+        done.open[use] = run_load(Load(served.port, images, seconds=seconds, rate=rate, seed=number))
     return done
 
 
@@ -107,9 +111,12 @@ def _inside(rounds: Sequence[_Round], inside: int, cores: int) -> dict[str, floa
     }
 
 
-def _inference_ms(model: OnnxModel, seconds: float) -> float:
-    batch = np.zeros((ServerSettings().max_batch, *model.artifact.image_size, 3), dtype=np.uint8)
-    [timings] = time_in_turns({"": model.predict}, batch, rounds=1, seconds=seconds)
+def _inference_ms(model: OnnxModel, pictures: Sequence[bytes], seconds: float) -> float:
+    batch = ServerSettings().max_batch
+    sent = itertools.islice(itertools.cycle(pictures), max(batch, len(pictures)))
+    pixels = np.stack([decode(picture, model.artifact.image_size) for picture in sent])
+    calls = {"": cycling(model.predict, pixels, batch)}
+    [timings] = time_in_turns(calls, pixels[:batch], rounds=1, seconds=seconds)
     return 1e3 / timings[""].images_per_second()
 
 

@@ -62,12 +62,25 @@ class CapacitySettings:
     """Measure this machine's server, and check the model beside it; without it, what was measured before is kept."""
     model: Path = Path("models/ensemble.onnx")
     """The file that the check serves."""
+    datastore: Path | None = None
+    """Folder whose test photos the check sends, in turn: what a cascade costs depends on the photo."""
     seconds: float = 10.0
     """Length of each load of the check that comes at random."""
     output: Path = Path("benchmarks/results")
     """Folder for capacity.json."""
     page: Path = Path("docs/capacity.md")
     """The page; its figure lies beside it, with the ending `.png`."""
+
+    def validate(self) -> None:
+        """See that there is something to plan for.
+
+        Raises:
+            UserError: a setting is out of its range.
+        """
+        if not self.rates or not all(0 < rate < math.inf for rate in (*self.rates, self.gpu_rate)):
+            raise UserError("--rates has to name images a second, and they and --gpu_rate have to be above 0")
+        if self.gpu_cores < 1 or not self.seconds > 0:
+            raise UserError("--gpu_cores has to be 1 or more, and --seconds above 0")
 
 
 def plan(settings: CapacitySettings, check: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,8 +228,11 @@ def main() -> None:
     values = parser.parse_args().as_dict()
     values.pop("config")
     settings = CapacitySettings(**values)
+    settings.validate()
     path = settings.output / "capacity.json"
-    check = check_server(settings.model, settings.seconds) if settings.check else measured_before(path)
+    check = (
+        check_server(settings.model, settings.datastore, settings.seconds) if settings.check else measured_before(path)
+    )
     report = {**plan(settings, check), "check": check}
     figure = settings.page.with_suffix(".png")
     write_json(path, report)

@@ -8,33 +8,27 @@ environment of its own. Writes compare.json, compare.md and compare.png.
 """
 
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
-from benchmarks.accuracy import check_match
+from benchmarks.accuracy import check_match, pixels, spread_indices
 from benchmarks.comparison_places import beside_earlier
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.peers.registry import PEERS
-from benchmarks.picture import make_picture
+from benchmarks.picture import PHOTOS, photo_pictures
 from benchmarks.predictors import OnnxModel
 from benchmarks.report import show
 from tailstack import datastore as datastores
 from tailstack.datastore import Split
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
-from tailstack.images import Pixels
-
-PHOTOS = 64
-"""Test photos, spread over the split, that are classified in process."""
 
 
 @dataclass
@@ -42,7 +36,7 @@ class CompareSettings:
     """Measure our file and our server beside what a user would pick instead."""
 
     datastore: Path
-    """Folder whose test photos are classified in process."""
+    """Folder whose test photos are classified."""
     model: Path = Path("models/ensemble.onnx")
     """The plain file."""
     cheaper: Path | None = None
@@ -62,7 +56,8 @@ class CompareSettings:
     rounds: int = 8
     """Turns of each system."""
     seconds: float = 1.0
-    """Length of a turn of the closed loop; in process it is half of it, in the open loop three times as long."""
+    """Length of a turn of the closed loop, longer where a server is slow; in process it is half of it, in the open loop
+    three times as long."""
 
 
 def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any], list[str]]:
@@ -86,38 +81,30 @@ def run_comparison(settings: CompareSettings) -> tuple[list[Row], dict[str, Any]
     earlier = read_rows(settings.earlier) if settings.earlier else None
     busy = cores_of_others()
     if settings.in_process:
-        photos = _photos(store.test, model)
+        photos = pixels(store.test, spread_indices(store.test, PHOTOS), model.artifact.image_size)
         systems = in_process.systems(model, settings.cheaper, settings.run, cores)
         notes += in_process.agreement(systems, photos)
         rows += in_process.measure(systems, photos, settings.rounds, settings.seconds / 2)
     if settings.systems:
-        rows += _over_http(settings, cores)
+        rows += _over_http(settings, store.test, cores)
         notes.append(
-            "The picture is a JPEG of 500x375. The closed loop's load is wrk's; the open loop goes at "
-            f"{over_http.OPEN_SHARE:.0%} of what the slowest server manages, and counts a request's wait from when it "
-            "was due."
+            f"Over HTTP, {PHOTOS} test photos are sent in turn, as JPEGs of 500x375. The closed loop's load is wrk's; "
+            f"the open loop goes at {over_http.OPEN_SHARE:.0%} of what the slowest server manages, and counts a "
+            "request's wait from when it was due."
         )
     if earlier is not None:
         notes.append(beside_earlier(rows, earlier))
     return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}, notes
 
 
-def _over_http(settings: CompareSettings, cores: int) -> list[Row]:
-    with tempfile.TemporaryDirectory() as folder:
-        picture = make_picture(Path(folder)).read_bytes()
-    found = over_http.contestants(
-        settings.systems, settings.model, settings.cheaper, picture, settings.environments.resolve(), cores
-    )
+def _over_http(settings: CompareSettings, test: Split, cores: int) -> list[Row]:
+    pictures, environments = photo_pictures(test), settings.environments.resolve()
+    found = over_http.contestants(settings.systems, settings.model, settings.cheaper, pictures, environments, cores)
     with over_http.start(found) as servers:
         over_http.check_answers(servers)
         rows = over_http.measure_closed(servers, settings.rounds, settings.seconds)
         capacity = over_http.capacity_of_weakest(rows)
         return rows + over_http.measure_open(servers, capacity, settings.rounds, settings.seconds)
-
-
-def _photos(test: Split, model: OnnxModel) -> Pixels:
-    indices = np.unique(np.linspace(0, len(test) - 1, PHOTOS).astype(int))
-    return np.stack([test.decode(int(index), model.artifact.image_size) for index in indices])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Our server beside the peers', over HTTP: the same file, picture and cores, in short turns.
+"""Our server beside the peers', over HTTP: the same file, pictures and cores, in short turns.
 
 All servers are started once. Most of them rest while it isn't their turn; those that don't are stopped meanwhile. A
 machine that is shared is a third slower now and then, for seconds or for minutes: only turns that are shorter than
@@ -8,7 +8,6 @@ that, and many, meet all servers alike.
 import http.client
 import re
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,12 @@ import psutil
 
 import tailstack
 from benchmarks.comparison_rows import HTTP, OPEN_LOOP, Row
-from benchmarks.http_load import OK, Body, Load, LoadReport, form, run_load
+from benchmarks.http_load import OK, Body, Load, LoadReport, form, in_folder, run_load
+from benchmarks.latency import Percentiles, percentiles
 from benchmarks.peer_server import Running, install, serve_peer, version
 from benchmarks.peers.registry import PEERS
 from benchmarks.served import serve
-from benchmarks.wrk import Closed, run_wrk
+from benchmarks.wrk import Closed, run_wrk, turn_seconds
 from tailstack.errors import UserError
 from tailstack.progress import track
 
@@ -39,11 +39,12 @@ OPEN_SHARE = 0.7
 OPEN_TURNS = 3
 """Length of a turn of the open loop, in turns of the closed one: a 99th percentile takes many requests."""
 WARM_UP_S = 1.0
-DRAIN_S = 0.5
-"""32 requests that the load left take the slowest server 0.3 s. One that was stopped in the middle of them would take
-itself for slow: BentoML's dispatcher then refused half of what came next."""
 WARM_UP_CONCURRENCY = 8
-"""At most: what a warm-up leaves in the queue when it ends would take time from what is measured."""
+"""At most: of more, a second has too few answers to tell from them how fast the server is."""
+DRAIN = 1.5
+"""How long a server is left alone after a load, as a multiple of the time in which it answers as many requests as that
+left under way. They would take time from what is measured next. And one that is stopped in the middle of them takes
+itself for slow: BentoML's dispatcher then refused half of what came next."""
 _LABEL = re.compile(r'label[\\":\s]+([^"\\]+)')
 
 
@@ -55,7 +56,8 @@ class Contestant:
     version: str
     serve: Callable[[], AbstractContextManager[Running]]
     path: str
-    body: Body
+    bodies: list[Body]
+    """What it is sent, in turn."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,11 @@ class Server:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Let it run until the block ends, and until it has answered what that left in its queue."""
+        """Let it run until the block ends."""
         if self.restless:
             self.running.resume()
         try:
             yield
-            time.sleep(DRAIN_S)
         finally:
             if self.restless:
                 self.running.pause()
@@ -90,7 +91,12 @@ class Turn:
 
 
 def contestants(
-    names: Sequence[str], model: Path, cheaper: Path | None, picture: bytes, environments: Path, threads: int
+    names: Sequence[str],
+    model: Path,
+    cheaper: Path | None,
+    pictures: Sequence[bytes],
+    environments: Path,
+    threads: int,
 ) -> list[Contestant]:
     """Return the servers in question, ours first; what isn't installed yet is.
 
@@ -98,7 +104,7 @@ def contestants(
         names: peers, of `PEERS`.
         model: the file that all serve.
         cheaper: a file that ours serves besides.
-        picture: a JPEG.
+        pictures: JPEGs.
         environments: folder of the peers' virtual environments.
         threads: threads of one inference in ours; peers take what they take.
 
@@ -110,12 +116,14 @@ def contestants(
     for name, file in ours.items():
         # No server logs requests here, where that can be set.
         running = partial(serve_ours, file, threads, TAILSTACK_REQUEST_LOG="errors")
-        found.append(Contestant(name, tailstack.__version__, running, "/classify", form(picture)))
+        bodies = [form(picture) for picture in pictures]
+        found.append(Contestant(name, tailstack.__version__, running, "/classify", bodies))
     for name in names:
         peer = PEERS[name]
         environment = install(peer, environments)
         serving = partial(serve_peer, peer, environment, model)
-        found.append(Contestant(name, version(peer, environment), serving, peer.path, peer.body(picture)))
+        bodies = [peer.body(picture) for picture in pictures]
+        found.append(Contestant(name, version(peer, environment), serving, peer.path, bodies))
     return found
 
 
@@ -140,7 +148,7 @@ def start(found: Sequence[Contestant]) -> Iterator[list[Server]]:
 
 
 def check_answers(servers: Sequence[Server]) -> None:
-    """See that all servers of the same file give the picture the same label.
+    """See that all servers of the same file give each picture the same label.
 
     Raises:
         UserError: one doesn't.
@@ -148,10 +156,15 @@ def check_answers(servers: Sequence[Server]) -> None:
     labels = {}
     for server in servers:
         with server.turn():
-            labels[server.contestant.name] = _label(server.running.port, server.contestant)
-    different = {name: label for name, label in labels.items() if label != labels[OURS] and name != CHEAPER}
-    if different:
-        raise UserError(f"{OURS} answers {labels[OURS]!r}, but {different}: they don't do the same work")
+            contestant, port = server.contestant, server.running.port
+            labels[contestant.name] = [_label(port, contestant, body) for body in contestant.bodies]
+    for name, own in labels.items():
+        others = [pair for pair in zip(labels[OURS], own, strict=True) if pair[0] != pair[1]]
+        if others and name != CHEAPER:
+            raise UserError(
+                f"{name} gives {len(others)} of {len(own)} pictures another label than {OURS}, such as "
+                f"{others[0][1]!r} instead of {others[0][0]!r}: they don't do the same work"
+            )
 
 
 def measure_closed(servers: Sequence[Server], rounds: int, seconds: float) -> list[Row]:
@@ -201,10 +214,10 @@ def serve_ours(model: Path, threads: int, workers: int = 1, **variables: str) ->
         yield Running(served.port, psutil.Process(served.process.pid))
 
 
-def _label(port: int, server: Contestant) -> str:
+def _label(port: int, server: Contestant, body: Body) -> str:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request("POST", server.path, server.body.content, {"content-type": server.body.content_type})
+        connection.request("POST", server.path, body.content, {"content-type": body.content_type})
         response = connection.getresponse()
         text = response.read().decode()
     finally:
@@ -216,25 +229,36 @@ def _label(port: int, server: Contestant) -> str:
 
 
 def closed_turn(running: Running, server: Contestant, concurrency: int, seconds: float) -> Turn:
-    """Keep `concurrency` requests under way for some seconds, after a warm-up."""
-    url = f"http://127.0.0.1:{running.port}{server.path}"
-    run_wrk(url, [server.body], min(concurrency, WARM_UP_CONCURRENCY), WARM_UP_S)
+    """Keep `concurrency` requests under way for some seconds, longer where the server is slow, after a warm-up."""
+    url, few = f"http://127.0.0.1:{running.port}{server.path}", min(concurrency, WARM_UP_CONCURRENCY)
+    warm = run_wrk(url, server.bodies, few, WARM_UP_S)
+    _drain(few, warm)
     before = running.cpu_seconds()
-    closed = run_wrk(url, [server.body], concurrency, seconds)
+    closed = run_wrk(url, server.bodies, concurrency, turn_seconds(seconds, concurrency, warm.pace))
+    cpu = running.cpu_seconds() - before
+    _drain(concurrency, closed)
     if closed.failures:
         print(f"{server.name}: {closed.failures} requests failed at concurrency {concurrency}", flush=True)
     answered = max(1.0, closed.images_per_second * closed.seconds)
-    return Turn(closed, 1e3 * (running.cpu_seconds() - before) / answered)
+    return Turn(closed, 1e3 * cpu / answered)
+
+
+def pooled(turns: Sequence[Turn]) -> Percentiles:
+    """Return percentiles of the answers of all turns, in milliseconds; there has to be one."""
+    return percentiles(np.concatenate([turn.closed.milliseconds for turn in turns]))
+
+
+def _drain(concurrency: int, load: Closed) -> None:
+    """Let a server answer what a load left under way."""
+    time.sleep(DRAIN * concurrency / load.pace)
 
 
 def _open_turn(server: Server, rate: float, seconds: float) -> tuple[LoadReport, float]:
     """Return what the load saw, and the processor time that the server took for it in seconds."""
     contestant, running = server.contestant, server.running
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(contestant.body.content)
-        file.flush()
-        kind = contestant.body.content_type
-        load = partial(Load, running.port, file.name, rate=rate, path=contestant.path, content_type=kind)
+    with in_folder([body.content for body in contestant.bodies]) as folder:
+        kind = contestant.bodies[0].content_type
+        load = partial(Load, running.port, folder, rate=rate, path=contestant.path, content_type=kind)
         run_load(load(seconds=WARM_UP_S))
         before = running.cpu_seconds()
         report = run_load(load(seconds=seconds))
@@ -243,15 +267,18 @@ def _open_turn(server: Server, rate: float, seconds: float) -> tuple[LoadReport,
 
 def _closed_row(server: Contestant, concurrency: int, own: Sequence[Turn], ours: Sequence[Turn]) -> Row:
     rates = [turn.closed.images_per_second for turn in own]
+    if not any(rates):
+        raise UserError(f"{server.name} answered no request at concurrency {concurrency}")
     pairs = zip(rates, (turn.closed.images_per_second for turn in ours), strict=True)
+    taken = pooled(own)
     return Row(
         where=HTTP,
         system=server.name,
         version=server.version,
         batch_or_concurrency=concurrency,
         images_per_second=statistics.median(rates),
-        p50_ms=statistics.median(turn.closed.p50_ms for turn in own),
-        p99_ms=statistics.median(turn.closed.p99_ms for turn in own),
+        p50_ms=taken["p50"],
+        p99_ms=taken["p99"],
         server_cpu_ms_per_request=statistics.median(turn.server_cpu_ms for turn in own),
         relative_to_ours=statistics.median(rate / base for rate, base in pairs),
         rounds=rates,
@@ -264,7 +291,7 @@ def _open_row(
     answered = sum(len(report.answers) for report, _ in own)
     if not answered:
         raise UserError(f"{server.name} answered none of {rate:g} requests a second: {own[0][0].failed()}")
-    p50, p99 = np.percentile(np.concatenate([report.milliseconds() for report, _ in own]), [50, 99])
+    taken = percentiles(np.concatenate([report.milliseconds() for report, _ in own]))
     rates = [report.rate for report, _ in own]
     return Row(
         where=OPEN_LOOP,
@@ -272,8 +299,8 @@ def _open_row(
         version=server.version,
         batch_or_concurrency=rate,
         images_per_second=statistics.median(rates),
-        p50_ms=float(p50),
-        p99_ms=float(p99),
+        p50_ms=taken["p50"],
+        p99_ms=taken["p99"],
         server_cpu_ms_per_request=1e3 * sum(cpu for _, cpu in own) / answered,
         relative_to_ours=statistics.median(a / b.rate for a, (b, _) in zip(rates, ours, strict=True)),
         rounds=rates,

@@ -1,7 +1,6 @@
 """The exported file beside what runs the same learners otherwise, in this process, in turns."""
 
 import importlib.metadata
-import itertools
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +9,8 @@ import numpy as np
 
 import tailstack
 from benchmarks.comparison_rows import IN_PROCESS, Row
-from benchmarks.latency import Timing, time_in_turns
-from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_predictor, torch_predictor
+from benchmarks.latency import Timing, cycling, time_in_turns
+from benchmarks.predictors import OnnxModel, Predict, openvino_predictor, torch_predictor
 from export.cascade import Blend
 from export.graph import build_learner_graph
 from export.validation import Voters
@@ -66,14 +65,11 @@ def agreement(found: Mapping[str, Predict], photos: Pixels) -> list[str]:
 
 
 def measure(found: Mapping[str, Predict], photos: Pixels, rounds: int, seconds: float) -> list[Row]:
-    """Time every system at each batch size, in turns, one batch of the photos after the other.
-
-    Not always the same batch: what a cascade costs depends on the photo.
-    """
+    """Time every system at each batch size, in turns, one batch of the photos after the other."""
     rows = []
     for batch in BATCHES:
-        cycling = {name: _cycling(predict, photos, batch) for name, predict in found.items()}
-        turns = time_in_turns(cycling, photos[:batch], rounds, seconds)
+        calls = {name: cycling(predict, photos, batch) for name, predict in found.items()}
+        turns = time_in_turns(calls, photos[:batch], rounds, seconds)
         *_, timings = track(turns, f"In process, batch {batch}", rounds)
         rows += [_row(name, batch, timing, timings[PLAIN]) for name, timing in timings.items()]
     return rows
@@ -87,17 +83,6 @@ def _sessions(artifact: Artifact, run: Path | None, threads: int) -> Predict:
     learners = [load_learner(run, learner, count) for learner in record.learners]
     voters = Voters([build_learner_graph(learner, record.image_size) for learner in learners], threads)
     return lambda images: blend.plain(voters.vote(images))
-
-
-def _cycling(predict: Predict, photos: Pixels, batch: int) -> Predict:
-    """Return what answers the next batch of `photos` at each call, whatever it is given."""
-    starts = itertools.cycle(range(0, len(photos) - batch + 1, batch))
-
-    def answer(_: Pixels) -> Probabilities:
-        start = next(starts)
-        return predict(photos[start : start + batch])
-
-    return answer
 
 
 def _row(name: str, batch: int, timing: Timing, ours: Timing) -> Row:

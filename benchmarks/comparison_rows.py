@@ -10,7 +10,7 @@ IN_PROCESS, HTTP, OPEN_LOOP = "in process", "http", "http, open loop"
 
 
 class Row(TypedDict):
-    """One system, measured one way; medians over the rounds."""
+    """One system, measured one way: medians over the rounds, percentiles of the answers of all rounds."""
 
     where: str
     """`in process`, `http` (closed loop) or `http, open loop`."""

@@ -105,8 +105,10 @@ def run_costs(settings: CostSettings, folder: Path) -> list[Row]:
     """Make every variant's file in `folder`, and measure them all.
 
     Raises:
-        UserError: the run isn't finished, or its data set is gone.
+        UserError: the run isn't finished, its data set is gone, or a setting makes no sense.
     """
+    if settings.rounds < 1 or settings.seconds < 0 or settings.images < 0:
+        raise UserError("--rounds has to be 1 or more, and --seconds and --images 0 or more")
     record = RunRecord.load(settings.run)
     test = datastores.load(Path(record.datastore["path"])).test
     files = build_variants(settings.run, record, folder, settings.max_accuracy_drop)

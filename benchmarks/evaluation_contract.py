@@ -35,7 +35,7 @@ class EvalSettings:
     min_top1: float | None = None
     """Fail if top-1 on the test split, from 0 to 1, is lower."""
     max_p99_ms: float | None = None
-    """Fail if 99% of the calls with one image at a time take longer, in milliseconds."""
+    """Fail if more than 1% of the calls with one image at a time take longer, in milliseconds, or one fails."""
     corruptions: int = 0
     """Test images that are corrupted; 0 leaves it out."""
     threads: int = 0
@@ -43,7 +43,7 @@ class EvalSettings:
     rounds: int = 5
     """Turns of each system at each batch size, or of the server at each number of requests under way."""
     seconds: float = 1.0
-    """Length of a turn; over HTTP of whole seconds, and longer where the server is slow."""
+    """Length of a turn; over HTTP longer where the server is slow."""
 
     def check(self) -> None:
         """See that the settings make sense together.
@@ -67,6 +67,8 @@ class EvalSettings:
             raise UserError(f"--min_top1 is {self.min_top1:g}, and has to be a share from 0 to 1")
         if self.max_p99_ms is not None and not self.max_p99_ms > 0:
             raise UserError(f"--max_p99_ms is {self.max_p99_ms:g}, and has to be above 0")
+        if self.threads < 0:
+            raise UserError(f"--threads is {self.threads}, and has to be a number of threads, or 0 for one a core")
         if self.rounds < 1 or not self.seconds >= 0:
             raise UserError("--rounds has to be 1 or more, and --seconds 0 or more")
 

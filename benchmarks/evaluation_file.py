@@ -17,8 +17,9 @@ from benchmarks.accuracy import (
     worst_classes,
 )
 from benchmarks.evaluation_contract import MODEL, EvalSettings, Evaluation
-from benchmarks.latency import Timing, time_in_turns
+from benchmarks.latency import Timing, cycling, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
+from benchmarks.picture import PHOTOS
 from benchmarks.predictors import OnnxModel, Predict, Probabilities, openvino_predictor, torch_predictor
 from benchmarks.robustness import measure_corruptions
 from tailstack import datastore as datastores
@@ -43,7 +44,7 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
     Raises:
         UserError: the file, the datastore or torch's weights are missing, damaged, or don't fit together.
     """
-    threads = settings.threads or os.cpu_count() or 1
+    threads = settings.threads or len(os.sched_getaffinity(0))
     store = datastores.load(settings.datastore)
     model = OnnxModel.load(settings.model or MODEL, threads)
     check_match(model.artifact, store)
@@ -88,9 +89,10 @@ def evaluate_file(settings: EvalSettings) -> Evaluation:
 def measure(
     systems: Mapping[str, Predict], batch: int, artifact: Artifact, test: Split, settings: EvalSettings
 ) -> dict[str, Timing]:
-    """Time one batch of real images in every system, in turns."""
-    images = pixels(test, spread_indices(test, batch), artifact.image_size)
-    turns = time_in_turns(systems, images, settings.rounds, settings.seconds)
+    """Time batches of real images in every system, in turns."""
+    images = pixels(test, spread_indices(test, PHOTOS), artifact.image_size)
+    calls = {name: cycling(predict, images, batch) for name, predict in systems.items()}
+    turns = time_in_turns(calls, images[:batch], settings.rounds, settings.seconds)
     *_, timings = track(turns, f"Latency at batch {batch}", settings.rounds)
     return timings
 

@@ -1,30 +1,32 @@
 """What a server is worth: the same accuracy over HTTP, and how fast it answers.
 
-Closed loop: `wrk` keeps so many requests under way, each followed by the next. Open loop: so many requests a second,
-whether or not those before are answered; a request's time counts from when it was due, so that a stall is seen by all
-that should have been sent meanwhile (no coordinated omission).
+Closed loop: so many requests are under way, each followed by the next. `wrk` keeps them so, but for one at a time, by
+which a server is accepted or not: wrk drops what is under way when a turn ends, and so a server's longest stalls. Open
+loop: so many requests a second, whether or not those before are answered; a request's time counts from when it was due,
+so that a stall is seen by all that should have been sent meanwhile (no coordinated omission).
 """
 
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.accuracy import accuracy_figures, check_match, judge, judge_sets, spread_indices
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
-from benchmarks.http_load import Load, LoadReport, form, run_load
+from benchmarks.gates import ALONE
+from benchmarks.http_load import Load, LoadReport, form, in_folder, run_load
+from benchmarks.latency import percentiles
 from benchmarks.listening import find_server
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.peer_server import Running
+from benchmarks.picture import PHOTOS
 from benchmarks.remote import Answered, Remote
-from benchmarks.wrk import KEY, Closed, check_wrk, run_wrk
+from benchmarks.wrk import KEY, Closed, check_wrk, run_wrk, turn_seconds
 from serving.protocol import ModelDescription
 from tailstack import datastore as datastores
 from tailstack.datastore import Split
@@ -36,11 +38,7 @@ ASKERS = 8
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.25, 0.5, 0.75, 0.9)
 """Of the most that the closed loop reached: the rates of the open loop."""
-PHOTOS = 64
-"""Test photos, spread over the split, that the load sends in turn: a cascade takes longer for some than for others."""
 WARM_UP_S = 1.0
-ANSWERS = 8
-"""That each connection of a turn gets, about: a server that is slow or has many under way takes more than a second."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,16 @@ class Course:
         Raises:
             UserError: none is answered.
         """
-        bodies = [form(photo) for photo in self.photos]
         self.remote.settle(self.photos[0])
         before = self._cpu_seconds()
-        closed = run_wrk(f"{self.remote.url}/classify", bodies, concurrency, seconds, key=self.remote.key)
-        answered = closed.images_per_second * closed.seconds
-        if answered < 1:
+        if str(concurrency) == ALONE:
+            closed = _as_closed(self._send(seconds))
+        else:
+            bodies = [form(photo) for photo in self.photos]
+            closed = run_wrk(f"{self.remote.url}/classify", bodies, concurrency, seconds, key=self.remote.key)
+        if not closed.images_per_second:
             raise UserError(f"{self.remote.url} answered no request at concurrency {concurrency}")
-        return Turn(closed, self._milliseconds_since(before, answered))
+        return Turn(closed, self._milliseconds_since(before, closed.images_per_second * closed.seconds))
 
     def open(self, rate: float, seconds: float) -> tuple[LoadReport, float | None]:
         """Send `rate` requests a second; the second figure is the server's milliseconds of processor time a request.
@@ -81,13 +81,18 @@ class Course:
         Raises:
             UserError: none is answered.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            for number, photo in enumerate(self.photos):
-                (Path(folder) / f"{number:04}").write_bytes(photo)
-            remote = self.remote
-            remote.settle(self.photos[0])
-            before = self._cpu_seconds()
-            report = run_load(
+        self.remote.settle(self.photos[0])
+        before = self._cpu_seconds()
+        report = self._send(seconds, rate)
+        if not report.answers:
+            raise UserError(f"{self.remote.url} answered none of {rate:g} requests a second: {report.failed()}")
+        return report, self._milliseconds_since(before, len(report.answers))
+
+    def _send(self, seconds: float, rate: float = 0.0) -> LoadReport:
+        """Send `rate` requests a second; where that is 0, one after the other."""
+        remote = self.remote
+        with in_folder(self.photos) as folder:
+            return run_load(
                 Load(
                     remote.port,
                     folder,
@@ -98,9 +103,6 @@ class Course:
                     key=remote.key,
                 )
             )
-        if not report.answers:
-            raise UserError(f"{remote.url} answered none of {rate:g} requests a second: {report.failed()}")
-        return report, self._milliseconds_since(before, len(report.answers))
 
     def _cpu_seconds(self) -> float:
         return self.running.cpu_seconds() if self.running else 0.0
@@ -155,9 +157,14 @@ def _ask(remote: Remote, card: ModelDescription, test: Split) -> Iterator[Answer
             pool.shutdown(cancel_futures=True)  # after the first refusal, thousands more would be asked for in vain
 
 
-def turn_seconds(least: float, concurrency: int, rate: float) -> float:
-    """Return how long a turn has to be for a server that answers `rate` requests a second: `least`, or longer."""
-    return max(least, ANSWERS * concurrency / rate)
+def _as_closed(report: LoadReport) -> Closed:
+    return Closed(
+        images_per_second=report.rate,
+        milliseconds=report.milliseconds(),
+        failures=len(report.failures),
+        seconds=report.seconds,
+        load_cores=report.cpu_seconds / report.seconds,
+    )
 
 
 def _measure(course: Course, settings: EvalSettings, rate: float) -> tuple[dict[str, Any], dict[str, Any], float]:
@@ -190,13 +197,11 @@ def _measure(course: Course, settings: EvalSettings, rate: float) -> tuple[dict[
 
 
 def _closed_figures(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Return the medians over the rounds."""
+    """Return the medians over the rounds, and percentiles of the answers of all rounds."""
     done = [turn.closed for turn in turns]
     cpu = [turn.server_cpu_ms for turn in turns if turn.server_cpu_ms is not None]
     return {
-        "latency_ms": {
-            name: statistics.median(getattr(closed, f"{name}_ms") for closed in done) for name in ("p50", "p90", "p99")
-        },
+        "latency_ms": percentiles(np.concatenate([closed.milliseconds for closed in done])),
         "throughput": statistics.median(closed.images_per_second for closed in done),
         "load": {
             "server_cpu_ms": statistics.median(cpu) if cpu else None,
@@ -207,11 +212,10 @@ def _closed_figures(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _open_figures(rate: float, report: LoadReport, server_cpu_ms: float | None) -> dict[str, Any]:
-    p50, p90, p99 = np.percentile(report.milliseconds(), [50, 90, 99])
     return {
         "rate": rate,
         "throughput": report.rate,
-        "latency_ms": {"p50": float(p50), "p90": float(p90), "p99": float(p99)},
+        "latency_ms": percentiles(report.milliseconds()),
         "server_cpu_ms": server_cpu_ms,
         "load_cores": report.cpu_seconds / report.seconds,
         "failed": report.failed(),

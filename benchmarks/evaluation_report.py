@@ -165,7 +165,9 @@ def _http_sections(report: Mapping[str, Any]) -> list[str]:
 def _http_line(http: Mapping[str, Any]) -> str:
     text = (
         f"{http['photos']} test images of {http['mean_bytes']} bytes on average, as a form to `/classify`. The closed "
-        "loop is wrk's; in the open loop a request's time counts from when it was due."
+        "loop is wrk's, but with one request under way: wrk drops what is under way when a turn ends, and here every "
+        "answer is waited for. Percentiles are those of the answers of all rounds. In the open loop a request's time "
+        "counts from when it was due."
     )
     if http["server_seen"]:
         return f"{text} The server runs on this machine, and shares its cores with the load."

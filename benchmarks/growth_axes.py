@@ -20,7 +20,7 @@ from benchmarks.growth_process import BATCH_VALUES, measure_batches, measure_fil
 from benchmarks.growth_report import draw, markdown
 from benchmarks.growth_rows import Row
 from benchmarks.machine import cores_of_others, describe_machine
-from benchmarks.picture import make_picture
+from benchmarks.picture import synthetic_picture
 from benchmarks.predictors import OnnxModel
 from benchmarks.report import show
 from tailstack.errors import UserError
@@ -32,7 +32,8 @@ class GrowthSettings:
     """Measure how cost grows with learners, the batch, classes, pixels, requests under way and workers."""
 
     model: Path = Path("models/ensemble.onnx")
-    """The file whose batch sizes are measured, and that is served. A cascade sees noise, which costs it the most."""
+    """The file whose batch sizes are measured, and that is served. A cascade sees noise, which costs it the most; over
+    HTTP, one picture again and again."""
     architecture: str = "tf_efficientnet_lite0"
     """The learner whose number, classes and pixels grow."""
     http: bool = True
@@ -42,7 +43,7 @@ class GrowthSettings:
     rounds: int = 3
     """Turns of each value."""
     seconds: float = 5.0
-    """Length of a turn over HTTP; in process it is a fifth."""
+    """Length of a turn over HTTP, longer where the server is slow; in process it is a fifth."""
 
 
 def run_growth(
@@ -73,7 +74,7 @@ def run_growth(
         rows = measure_files(files, cores, settings.rounds, seconds)
         rows += measure_batches(model, batches, settings.rounds, seconds)
         if settings.http:
-            picture = make_picture(Path(folder)).read_bytes()
+            picture = synthetic_picture()
             rows += measure_concurrency(settings.model, picture, concurrencies, settings.rounds, settings.seconds)
     return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import tailstack
-from benchmarks.comparison_http import OURS, Contestant, Turn, closed_turn, in_turns, serve_ours
+from benchmarks.comparison_http import OURS, Contestant, Turn, closed_turn, in_turns, pooled, serve_ours
 from benchmarks.comparison_rows import HTTP
 from benchmarks.growth_rows import CONCURRENCY, Row, relative
 from benchmarks.http_load import form
@@ -29,7 +29,7 @@ def measure_concurrency(
         picture: a JPEG.
         concurrencies: requests under way at a time.
         rounds: turns of each number of workers.
-        seconds: length of a turn at one concurrency.
+        seconds: length of a turn at one concurrency; longer where the server is slow.
 
     Raises:
         UserError: the server doesn't get ready, or wrk isn't installed.
@@ -40,7 +40,7 @@ def measure_concurrency(
             tailstack.__version__,
             partial(serve_ours, model, 0, workers, TAILSTACK_MAX_QUEUE=str(_QUEUE)),
             "/classify",
-            form(picture),
+            [form(picture)],
         )
         for workers in WORKERS
     }
@@ -60,6 +60,7 @@ def _row(concurrency: int, workers: int, own: Sequence[Turn], first: Sequence[Tu
     rates = [turn.closed.images_per_second for turn in own]
     if not all(rates):
         raise UserError(f"in a whole turn at concurrency {concurrency} no request was answered: give it more --seconds")
+    taken = pooled(own)
     return Row(
         where=HTTP,
         axis=CONCURRENCY,
@@ -67,8 +68,8 @@ def _row(concurrency: int, workers: int, own: Sequence[Turn], first: Sequence[Tu
         batch=1,
         workers=workers,
         images_per_second=statistics.median(rates),
-        p50_ms=statistics.median(turn.closed.p50_ms for turn in own),
-        p99_ms=statistics.median(turn.closed.p99_ms for turn in own),
+        p50_ms=taken["p50"],
+        p99_ms=taken["p99"],
         server_cpu_ms_per_request=statistics.median(turn.server_cpu_ms for turn in own),
         refused=statistics.mean(_refused(turn) for turn in own),
         relative_to_first=relative(rates, [turn.closed.images_per_second for turn in first]),

@@ -8,7 +8,7 @@ LEARNERS, BATCH, CLASSES, PIXELS, CONCURRENCY = "learners", "batch", "classes", 
 
 
 class Row(TypedDict):
-    """One value on one axis, measured one way; medians over the rounds."""
+    """One value on one axis, measured one way: medians over the rounds, percentiles of the answers of all rounds."""
 
     where: str
     """`in process`, or `http` (closed loop)."""

@@ -11,8 +11,11 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -97,6 +100,15 @@ class LoadReport:
     def failed(self) -> dict[str, int]:
         """Return how many requests failed in which way."""
         return dict(Counter(kind for _, kind in self.failures))
+
+
+@contextmanager
+def in_folder(contents: Sequence[bytes]) -> Iterator[str]:
+    """Write pictures or bodies into a folder that a `Load` takes as its `image`, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, content in enumerate(contents):
+            (Path(folder) / f"{number:04}").write_bytes(content)
+        yield folder
 
 
 def start_load(load: Load) -> "subprocess.Popen[str]":

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,11 @@ SLOTS = 2
 
 @dataclass(frozen=True)
 class InProcess:
-    """Decoding and inference of one picture."""
+    """Decoding and inference of pictures."""
 
     model: OnnxModel
-    data: bytes
-    """The encoded picture."""
+    pictures: Iterator[bytes]
+    """Encoded ones, without end: an `itertools.cycle`, from which several threads may take."""
 
     def run(self, seconds: float, concurrency: int) -> LoadReport:
         """Classify for a while.
@@ -47,7 +47,7 @@ class InProcess:
 
     def _classify(self, batch: int) -> None:
         size = self.model.artifact.image_size
-        self.model.predict(np.stack([decode(self.data, size) for _ in range(batch)]))
+        self.model.predict(np.stack([decode(next(self.pictures), size) for _ in range(batch)]))
 
 
 def _in_threads(work: Callable[[], None], count: int) -> None:

@@ -1,5 +1,6 @@
 """How long inference takes: several systems in turns, so that what else the machine does falls on all of them."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
-from benchmarks.predictors import Predict
+from benchmarks.predictors import Predict, Probabilities
 from tailstack.images import Pixels
 
 WARM_UP = 3
@@ -18,7 +20,7 @@ FEWEST = 3
 
 
 class Percentiles(TypedDict):
-    """Milliseconds for one batch, over the calls of all rounds."""
+    """Milliseconds for one batch or one request, over the calls or the answers of all rounds."""
 
     p50: float
     p90: float
@@ -39,8 +41,7 @@ class Timing:
 
     def percentiles(self) -> Percentiles:
         """Return percentiles over all calls, in milliseconds."""
-        p50, p90, p99 = np.percentile(np.concatenate(self.rounds) * 1e3, [50, 90, 99])
-        return Percentiles(p50=float(p50), p90=float(p90), p99=float(p99))
+        return percentiles(np.concatenate(self.rounds) * 1e3)
 
     def rates(self) -> list[float]:
         """Return images per second of each round, one batch after the other."""
@@ -51,9 +52,31 @@ class Timing:
         return statistics.median(self.rates())
 
     def speed_over(self, other: "Timing") -> float:
-        """Return how many times as fast as `other` this is: the median over rounds, each with its own medians."""
-        pairs = zip(self.rounds, other.rounds, strict=True)
-        return statistics.median(statistics.median(theirs) / statistics.median(ours) for ours, theirs in pairs)
+        """Return how many times as fast as `other` this is: the median over rounds of the ratio of their rates.
+
+        Not of their medians: where photos take turns, half of a cascade's calls say nothing of the other half.
+        """
+        return statistics.median(ours / theirs for ours, theirs in zip(self.rates(), other.rates(), strict=True))
+
+
+def percentiles(milliseconds: npt.NDArray[np.float64]) -> Percentiles:
+    """Return percentiles of milliseconds, of which there is one at least."""
+    p50, p90, p99 = np.percentile(milliseconds, [50, 90, 99])
+    return Percentiles(p50=float(p50), p90=float(p90), p99=float(p99))
+
+
+def cycling(predict: Predict, photos: Pixels, batch: int) -> Predict:
+    """Return what answers the next batch of `photos` at each call, whatever it is given.
+
+    Not always the same batch: what a cascade costs depends on the photo.
+    """
+    starts = itertools.cycle(range(0, len(photos) - batch + 1, batch))
+
+    def answer(_: Pixels) -> Probabilities:
+        start = next(starts)
+        return predict(photos[start : start + batch])
+
+    return answer
 
 
 def time_in_turns(

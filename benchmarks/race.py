@@ -54,8 +54,10 @@ def run_seeds(settings: SpeedrunSettings) -> dict[str, Any]:
     """Train every seed, and return the entry of the leaderboard.
 
     Raises:
-        UserError: the recipe can't be read, or `fit` refuses it.
+        UserError: the recipe can't be read, `fit` refuses it, or there is no seed to train.
     """
+    if settings.seeds < 1:
+        raise UserError(f"--seeds is {settings.seeds}, and has to be 1 or more")
     if not settings.recipe.is_file():
         raise UserError(f"recipe {settings.recipe} doesn't exist")
     others, finished = [], []

@@ -10,7 +10,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Return the page: throughput, latency, start and memory, then what it was measured on."""
     sections = [
         f"# Serving {report['model']['file']}",
-        f"A picture of {report['image_bytes']} bytes, as a form to `/classify`; medians over the rounds.",
+        f"{_pictures(report)}, as a form to `/classify`; medians over the rounds.",
         table(("", "decode + inference", "HTTP", "HTTP without load"), _speed_rows(report), "Speed"),
         table(("", "figure"), _server_rows(report), "Server"),
         machine_line(report),
@@ -22,11 +22,16 @@ def soak_markdown(report: Mapping[str, Any]) -> str:
     """Return the page of a soak, then what it was measured on."""
     sections = [
         f"# Soak of {report['model']['file']}",
-        f"A picture of {report['image_bytes']} bytes, as a form to `/classify`.",
+        f"{_pictures(report)}, as a form to `/classify`.",
         table(("", "figure"), _soak_rows(report), "Soak"),
         machine_line(report),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _pictures(report: Mapping[str, Any]) -> str:
+    size = f"{report['image_bytes']} bytes"
+    return f"A picture of {size}" if report["images"] == 1 else f"{report['images']} test photos of {size} on average"
 
 
 def _speed_rows(report: Mapping[str, Any]) -> list[list[str]]:

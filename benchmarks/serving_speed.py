@@ -7,9 +7,9 @@ a round's pair. The load comes from a process on the same cores; figures "withou
 that this process took. `--soak MINUTES` does instead what `benchmarks.serving_soak` describes.
 """
 
+import itertools
 import os
 import statistics
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from benchmarks.http_load import Load, LoadReport, run_load
+from benchmarks.http_load import Load, LoadReport, in_folder, run_load
 from benchmarks.in_process import InProcess
 from benchmarks.machine import OtherLoad, cores_of_others, describe_machine
-from benchmarks.picture import make_picture
+from benchmarks.picture import choose_pictures
 from benchmarks.predictors import OnnxModel
 from benchmarks.report import show
 from benchmarks.served import Served, serve
@@ -42,6 +42,8 @@ class ServingSettings:
     """The file to serve."""
     image: Path | None = None
     """The picture to send; the default is a JPEG of 500x375, made on the spot."""
+    datastore: Path | None = None
+    """Folder whose test photos are sent instead, in turn: what a cascade costs depends on the photo."""
     output: Path | None = None
     """Folder for serving.json and serving.md, or for soak.json, soak.md and soak.png."""
     threads: int = 0
@@ -80,25 +82,32 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
     """
     if min(settings.rounds, settings.starts, settings.concurrency) < 1:
         raise UserError("--rounds, --starts and --concurrency have to be 1 or more")
+    if settings.seconds <= 0 or settings.threads < 0:
+        raise UserError("--seconds has to be above 0, and --threads 0 or more")
+    if settings.image and settings.datastore:
+        raise UserError("--image and --datastore: choose one")
+    if settings.image and not settings.image.is_file():
+        raise UserError(f"--image {settings.image} doesn't exist")
     cores = len(os.sched_getaffinity(0))
     threads = settings.threads or cores
     model = OnnxModel.load(settings.model, threads)
-    with tempfile.TemporaryDirectory() as folder:
-        image = settings.image or make_picture(Path(folder))
+    pictures = [settings.image.read_bytes()] if settings.image else choose_pictures(settings.datastore, model.artifact)
+    with in_folder(pictures) as folder:
         if settings.soak:
             figure = output / "soak.png" if output else None
-            closed = Load(0, str(image), seconds=settings.seconds, concurrency=settings.concurrency)
+            closed = Load(0, folder, seconds=settings.seconds, concurrency=settings.concurrency)
             busy = cores_of_others()
             report = run_soak(settings.model, threads, closed, settings.soak, figure) | {"cores_of_others": busy}
         else:
-            reference = InProcess(model, image.read_bytes())
+            reference = InProcess(model, itertools.cycle(pictures))
             ready = [_time_start(settings.model, threads) for _ in range(settings.starts - 1)]
             with serve(settings.model, threads) as served:
-                report = _measure(served, reference, image, settings, cores)
+                report = _measure(served, reference, folder, settings, cores)
                 report["ready_s"] = [*ready, served.ready_s]
-        report["image_bytes"] = image.stat().st_size
     return {
         **report,
+        "images": len(pictures),
+        "image_bytes": round(statistics.mean(map(len, pictures))),
         "model": {"file": str(settings.model), "sha256": sha256(settings.model)},
         "machine": {**describe_machine(model.provider, threads), "cores_of_others": report.pop("cores_of_others")},
         "settings": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()},
@@ -106,15 +115,15 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
 
 
 def _measure(
-    served: Served, reference: InProcess, image: Path, settings: ServingSettings, cores: int
+    served: Served, reference: InProcess, images: str, settings: ServingSettings, cores: int
 ) -> dict[str, Any]:
-    sent = run_load(Load(served.port, str(image), requests=WARM_UP, concurrency=settings.concurrency))
+    sent = run_load(Load(served.port, images, requests=WARM_UP, concurrency=settings.concurrency))
     others, start, cpu = OtherLoad(), time.perf_counter(), served.cpu_seconds()
     turns: dict[int, list[Turn]] = {settings.concurrency: [], 1: []}
     for _ in track(range(settings.rounds), "Rounds", settings.rounds):
         for concurrency, done in turns.items():
             bare = reference.run(settings.seconds, concurrency)
-            load = Load(served.port, str(image), seconds=settings.seconds, concurrency=concurrency)
+            load = Load(served.port, images, seconds=settings.seconds, concurrency=concurrency)
             done.append(Turn(bare, run_load(load)))
     loads = [turn.http for done in turns.values() for turn in done]
     cpu = served.cpu_seconds() - cpu
@@ -122,7 +131,7 @@ def _measure(
     loads.append(sent)
     answered = sum(len(load.answers) for load in loads)
     if answered < settings.requests:
-        left = Load(served.port, str(image), requests=settings.requests - answered, concurrency=settings.concurrency)
+        left = Load(served.port, images, requests=settings.requests - answered, concurrency=settings.concurrency)
         loads.append(run_load(left))
     return {
         "throughput": _throughput(turns[settings.concurrency], settings.concurrency, cores),

@@ -24,6 +24,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from tailstack import datastore as datastores
+from tailstack.errors import UserError
 from tailstack.files import write_json
 from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
@@ -100,7 +101,12 @@ def measure(settings: FitSettings, rounds: int) -> dict[str, float]:
 
     Returns:
         Images per second of each (medians), the medians of the rounds' ratios, and the peak memory in GiB.
+
+    Raises:
+        UserError: there is no round, or the datastore can't be read.
     """
+    if rounds < 1:
+        raise UserError(f"--rounds is {rounds}, and has to be 1 or more")
     memory = PeakMemory()
     memory.start()
     store = datastores.load(settings.datastore)

@@ -20,12 +20,15 @@ function request()
     return requests[last]
 end
 
--- wrk counts in microseconds.
+-- wrk counts in microseconds; of latencies it keeps how many answers took each number of them.
 function done(summary, latency)
-    local errors = summary.errors
+    local cpu, latencies, errors = os.clock(), {}, summary.errors
+    for number = 1, #latency do
+        latencies[number] = string.format("[%d, %d]", latency(number))
+    end
     io.write(string.format(
-        '{"requests": %d, "seconds": %f, "p50_ms": %f, "p90_ms": %f, "p99_ms": %f, "bad_status": %d, "broken": %d}\n',
-        summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(90) / 1e3,
-        latency:percentile(99) / 1e3, errors.status, errors.connect + errors.read + errors.write + errors.timeout
+        '{"requests": %d, "duration_us": %d, "cpu_seconds": %f, "bad_status": %d, "broken": %d, "latencies_us": [%s]}\n',
+        summary.requests, summary.duration, cpu, errors.status,
+        errors.connect + errors.read + errors.write + errors.timeout, table.concat(latencies, ", ")
     ))
 end

@@ -126,7 +126,8 @@ def test_replicas_follow_the_load(planned: dict[str, Any]) -> None:
 
 def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path, tmp_path: Path) -> None:
     line = [sys.executable, "benchmarks/capacity.py", "--check=true", f"--model={tiny_model}", "--seconds=1"]
-    line += [f"--output={tmp_path}", f"--page={tmp_path / 'capacity.md'}"]
+    # However slow the machine is.
+    line += ["--p99_ms=1e5", f"--output={tmp_path}", f"--page={tmp_path / 'capacity.md'}"]
     environment = {**os.environ, "TAILSTACK_TUNE": "off"}
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -137,6 +138,21 @@ def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path
     page = (tmp_path / "capacity.md").read_text()
     assert f"{check['inside'][-1]['rate']:.1f} images/s" in page
     assert (tmp_path / "capacity.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rates": []}, "--rates"),
+        ({"rates": [10.0, 0.0]}, "--rates"),
+        ({"gpu_rate": 0.0}, "--gpu_rate"),
+        ({"gpu_cores": 0}, "--gpu_cores"),
+        ({"seconds": 0.0}, "--seconds"),
+    ],
+)
+def test_settings_with_nothing_to_plan_for_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        CapacitySettings(**changes).validate()
 
 
 @pytest.mark.parametrize("report", [[], {}, {"check": None}, {"check": {"rate": 200.0, "loads": []}}])

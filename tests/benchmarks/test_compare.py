@@ -11,13 +11,14 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks import comparison_process
+from benchmarks import comparison_http, comparison_process
 from benchmarks.comparison_http import (
     CONCURRENCIES,
     OURS,
     Contestant,
     capacity_of_weakest,
     check_answers,
+    closed_turn,
     contestants,
     measure_closed,
     measure_open,
@@ -26,13 +27,15 @@ from benchmarks.comparison_http import (
 from benchmarks.comparison_places import beside_earlier, is_ahead, place
 from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row, read_rows
-from benchmarks.http_load import form
+from benchmarks.http_load import Body, form
 from benchmarks.machine import describe_machine
-from benchmarks.peer_server import install
+from benchmarks.peer_server import Running, install
 from benchmarks.peers.registry import PEERS
-from benchmarks.picture import make_picture
+from benchmarks.picture import photo_pictures
 from benchmarks.predictors import OnnxModel
 from benchmarks.served import get_status
+from benchmarks.wrk import Closed
+from tailstack import datastore as datastores
 from tailstack.errors import UserError
 from tests.serving.conftest import wait_for
 
@@ -53,9 +56,9 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def servers(tiny_model: Path, environments: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Contestant]:
-    picture = make_picture(tmp_path_factory.mktemp("picture")).read_bytes()
-    return contestants(["fastapi"], tiny_model, None, picture, environments, threads=1)
+def servers(tiny_model: Path, environments: Path, tiny_datastore: Path) -> list[Contestant]:
+    pictures = photo_pictures(datastores.load(tiny_datastore).test)[::8]
+    return contestants(["fastapi"], tiny_model, None, pictures, environments, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +96,46 @@ def test_a_restless_server_sleeps_but_for_its_turn(servers: list[Contestant], mo
 
 def test_a_server_that_answers_something_else_is_refused(servers: list[Contestant]) -> None:
     ours, peer = servers
-    broken = replace(peer, body=form(b"no picture"))
-    with start([ours, broken]) as started, pytest.raises(UserError, match="fastapi answered 500"):
-        check_answers(started)
+    broken = replace(peer, bodies=[*peer.bodies[:-1], form(b"no picture")])
+    other = replace(peer, name="other", bodies=[*peer.bodies[1:], peer.bodies[0]])
+    with start([ours, broken, other]) as started:
+        with pytest.raises(UserError, match="fastapi answered 500"):
+            check_answers(started[:2])
+        with pytest.raises(UserError, match=r"other gives \d of 8 pictures another label than tailstack, such as"):
+            check_answers([started[0], started[2]])
+
+
+@needs_wrk
+def test_every_picture_is_sent(servers: list[Contestant]) -> None:
+    half = replace(servers[0], bodies=[servers[0].bodies[0], form(b"no picture")])
+    with start([half]) as [server]:
+        closed = closed_turn(server.running, half, 1, 1.0).closed
+        opened, _ = comparison_http._open_turn(server, 10.0, 1.0)
+    assert closed.failures == pytest.approx(closed.images_per_second * closed.seconds, abs=1.1)
+    assert (len(opened.answers), opened.failed()) == (5, {"415": 5})
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (320.0, [(8, 1.0), 0.0375, (32, 1.0), 0.15]),
+        (32.0, [(8, 1.0), 0.375, (32, 8.0), 1.5]),
+        (0.0, [(8, 1.0), 12.0, (32, 256.0), 12288.0]),
+    ],
+)
+def test_a_turn_is_as_long_as_a_slow_server_needs_and_waits_for_what_is_under_way(
+    rate: float, expected: list[object], servers: list[Contestant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course: list[object] = []
+
+    def load(_url: str, _bodies: list[Body], concurrency: int, seconds: float) -> Closed:
+        course.append((concurrency, seconds))
+        return Closed(rate, np.array([1.0]), 0, seconds, 0.0)
+
+    monkeypatch.setattr(comparison_http, "run_wrk", load)
+    monkeypatch.setattr("benchmarks.comparison_http.time.sleep", course.append)
+    closed_turn(Running(1, psutil.Process()), servers[0], 32, 1.0)
+    assert course == expected
 
 
 def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path) -> None:

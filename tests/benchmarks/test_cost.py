@@ -69,6 +69,12 @@ def test_the_drop_that_is_asked_for_is_each_forms_and_one_has_a_smaller_one() ->
     assert "int8 cascade 0.1" not in cost_variants.ensemble_forms(0.1)
 
 
+@pytest.mark.parametrize("changes", [{"rounds": 0}, {"seconds": -1.0}, {"images": -1}])
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--rounds has to be 1 or more"):
+        run_costs(CostSettings(tmp_path, **changes), tmp_path)
+
+
 def test_the_report_shows_every_row(rows: list[cost_variants.Row], tmp_path: Path) -> None:
     text = markdown(rows, {**describe_machine("CPUExecutionProvider", 2), "cores_of_others": 0.0})
     assert text.count("| plain, torch |") == 4

@@ -1,10 +1,12 @@
 """`python benchmarks/eval.py` on the tiny model: the figures, the report, and what is refused."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ from sklearn.metrics import accuracy_score, confusion_matrix
 
 from benchmarks.evaluation import run_evaluation
 from benchmarks.evaluation_contract import EvalSettings
-from benchmarks.evaluation_file import BATCHES
+from benchmarks.evaluation_file import BATCHES, measure
 from benchmarks.evaluation_report import markdown
 from benchmarks.machine import OtherLoad
-from benchmarks.predictors import OnnxModel
+from benchmarks.predictors import OnnxModel, Probabilities
 from tailstack import datastore as datastores
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.files import sha256
+from tailstack.images import Pixels
 from tailstack.run import RunRecord
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TEST_IMAGES, write_run
 
@@ -66,10 +69,9 @@ def test_accuracy_is_what_fit_reported(report: dict[str, Any], tiny_run: Path) -
     assert report["accuracy"]["top1"] == pytest.approx(fitted["top1"], abs=1e-6)
     assert report["model"]["top1_in_fit"] == fitted["top1"]
     assert report["model"]["same_test_split"] is True
+    # ECE and NLL are the file's own: export fits another temperature.
     for name in ("top5", "balanced", "macro_f1", "many", "medium", "few"):
         assert report["accuracy"][name] == pytest.approx(fitted[name], abs=1e-6), name
-    for name in ("ece", "nll"):
-        assert report["accuracy"][name] == pytest.approx(fitted[name], abs=1e-3), name
 
 
 def test_accuracy_is_that_of_the_models_labels(report: dict[str, Any], tiny_model: Path, store: Datastore) -> None:
@@ -138,6 +140,28 @@ def test_threads_are_measured_by_batch(tiny_model: Path, tiny_datastore: Path) -
     assert report["by_threads"]["3"]["throughput"] == report["throughput"]
     assert all(rate > 0 for part in report["by_threads"].values() for rate in part["throughput"].values())
     assert "Images per second by threads" in markdown(report)
+
+
+def test_each_system_is_timed_on_more_than_one_photo(tiny_model: Path, tiny_datastore: Path, store: Datastore) -> None:
+    seen: dict[str, list[bytes]] = {"a": [], "b": []}
+
+    def note(name: str, images: Pixels) -> Probabilities:
+        seen[name].append(images.tobytes())
+        return np.zeros((len(images), len(CLASSES)), np.float32)
+
+    systems = {name: partial(note, name) for name in seen}
+    artifact = OnnxModel.load(tiny_model, threads=1).artifact
+    measure(systems, 1, artifact, store.test, EvalSettings(tiny_datastore, rounds=1, seconds=0))
+    assert len(set(seen["a"])) > 1
+    assert seen["a"] == seen["b"]
+
+
+def test_threads_are_those_of_the_cores_that_may_be_used(
+    tiny_model: Path, tiny_datastore: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    report = run_evaluation(EvalSettings(tiny_datastore, tiny_model, rounds=1, seconds=0)).report
+    assert report["machine"]["threads"] == 3
 
 
 def test_a_page_of_many_classes_lists_the_worst(report: dict[str, Any]) -> None:

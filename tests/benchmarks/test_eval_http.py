@@ -1,11 +1,15 @@
 """`benchmarks/eval.py --url` on the tiny model's real server: what its file gives, its load, and what is refused."""
 
+import itertools
 import json
 import shutil
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,13 @@ from benchmarks import evaluation_http
 from benchmarks.evaluation import run_evaluation
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
 from benchmarks.evaluation_figures import draw_figures
-from benchmarks.evaluation_http import Course, evaluate_server
+from benchmarks.evaluation_http import Course, Turn, evaluate_server
 from benchmarks.evaluation_report import markdown
 from benchmarks.gates import broken_limits
 from benchmarks.http_load import Load, form, run_load
 from benchmarks.listening import find_server
 from benchmarks.remote import Remote
-from benchmarks.wrk import run_wrk
+from benchmarks.wrk import Closed, as_measured, run_wrk, turn_seconds
 from tailstack import datastore as datastores
 from tailstack.errors import UserError
 from tests.benchmarks.test_eval import FIGURES, command, variant
@@ -83,7 +87,7 @@ def test_the_load_is_measured(measured: Evaluation) -> None:
 
 @pytest.mark.parametrize(("concurrency", "rate", "seconds"), [(1, 300.0, 1.0), (64, 256.0, 2.0), (64, 16.0, 32.0)])
 def test_a_turn_is_long_enough_for_a_slow_server(concurrency: int, rate: float, seconds: float) -> None:
-    assert evaluation_http.turn_seconds(1.0, concurrency, rate) == seconds
+    assert turn_seconds(1.0, concurrency, rate) == seconds
 
 
 @needs_wrk
@@ -159,6 +163,61 @@ def test_another_server_is_refused(stranger: int, path: str, says: str) -> None:
         Remote.parse(f"http://127.0.0.1:{stranger}{path}").describe()
 
 
+class _Staller(BaseHTTPRequestHandler):
+    """A server that answers now and then late, or with an error: what it does next is the first of `plan`."""
+
+    protocol_version = "HTTP/1.1"
+    plan: Iterator[tuple[int, float]]
+    """Status, and seconds before it."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        status, seconds = next(self.plan)
+        time.sleep(seconds)
+        self.wfile.write(f"HTTP/1.1 {status} -\r\ncontent-length: 0\r\n\r\n".encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Keep quiet."""
+
+
+@contextmanager
+def staller(plan: Iterator[tuple[int, float]]) -> Iterator[str]:
+    """Run a server of its own plan, and yield its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("_Planned", (_Staller,), {"plan": plan})) as listener:
+        thread = threading.Thread(target=listener.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.server_port}"
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
+def test_one_at_a_time_the_answer_that_a_turns_end_finds_under_way_counts() -> None:
+    # The first request settles the server, and the second one outlasts the turn.
+    with staller(itertools.chain([(200, 0.0), (200, 1.5)], itertools.repeat((200, 0.0)))) as url:
+        turn = Course(Remote.parse(url), [b"photo"], None).closed(1, 1.0)
+    assert (len(turn.closed.milliseconds), turn.closed.failures) == (1, 0)
+    assert turn.closed.milliseconds[0] >= 1500
+
+
+def test_one_at_a_time_an_error_is_no_fast_answer() -> None:
+    with staller(itertools.cycle([(200, 0.0), (503, 0.0)])) as url:
+        turn = Course(Remote.parse(url), [b"photo"], None).closed(1, 0.1)
+    answers = len(turn.closed.milliseconds)
+    assert answers > 0
+    assert abs(turn.closed.failures - answers) <= 1
+    figures = evaluation_http._closed_figures([turn, turn])
+    assert figures["load"]["failed"] == 2 * turn.closed.failures
+
+
+def test_percentiles_are_those_of_all_rounds() -> None:
+    quick, stalled = (Turn(Closed(100.0, np.array(ms), 0, 1.0, 0.1), None) for ms in ([10.0] * 97, [10.0] * 2 + [3e3]))
+    latency = evaluation_http._closed_figures([quick, quick, stalled, stalled])["latency_ms"]
+    assert latency["p50"] == 10
+    assert latency["p99"] == np.percentile([10.0] * 198 + [3e3] * 2, 99) > 10
+
+
 def test_the_servers_processes_are_found_and_no_others(server: Running, stranger: int) -> None:
     found = find_server("localhost", server.port)
     assert found is not None
@@ -183,6 +242,29 @@ def test_wrk_sends_bodies_in_turn(server: Running, tiny_datastore: Path) -> None
     assert without.images_per_second == 0
     with pytest.raises(UserError, match="answered no request at concurrency 1"):
         Course(Remote.parse(server.address), [b"no picture"], None).closed(1, 1)
+
+
+def test_what_wrk_adds_to_its_latencies_is_taken_out() -> None:
+    def corrected(latencies: list[int], interval: int) -> Counter[int]:
+        """Count as wrk's `stats_correct` does."""
+        counts = Counter(latencies)
+        for taken in range(2 * interval, max(counts) + 1):
+            for late in range(taken - interval, interval, -interval):
+                counts[late] += counts[taken]
+        return +counts
+
+    drawn = np.random.default_rng(0).exponential(40, 500).astype(int).tolist()
+    for interval in (1, 7, 40, 90, 1000):
+        found = as_measured(corrected(drawn, interval), interval)
+        assert +Counter(found) == Counter(drawn)
+
+
+@needs_wrk
+def test_wrk_counts_each_answer_once() -> None:
+    with staller(itertools.cycle([*[(200, 0.0)] * 9, (200, 0.3)])) as url:
+        closed = run_wrk(f"{url}/classify", [form(b"photo")], 2, 2)
+    assert closed.milliseconds.max() >= 300
+    assert len(closed.milliseconds) == pytest.approx(closed.images_per_second * closed.seconds)
 
 
 @needs_wrk
@@ -225,6 +307,7 @@ def test_what_is_no_address_is_said_so(url: str, says: str) -> None:
         ({"min_top1": 80}, "--min_top1 is 80"),
         ({"max_p99_ms": 0}, "--max_p99_ms is 0"),
         ({"rounds": 0}, "--rounds"),
+        ({"threads": -1, "against": ["torch"]}, "--threads is -1"),
         ({"seconds": float("nan")}, "--seconds"),
     ],
 )
@@ -234,16 +317,19 @@ def test_settings_that_make_no_sense_together_are_refused(changes: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("limits", "says"),
+    ("limits", "failed", "says"),
     [
-        ({}, []),
-        ({"min_top1": 0.75, "max_p99_ms": 50.0}, []),
-        ({"min_top1": 0.76}, ["top-1 is 0.7500, below --min_top1 0.76"]),
-        ({"max_p99_ms": 49.9}, ["p99 of one image at a time is 50.00 ms, above --max_p99_ms 49.9"]),
+        ({}, 2, []),
+        ({"min_top1": 0.75, "max_p99_ms": 50.0}, 0, []),
+        ({"min_top1": 0.76}, 2, ["top-1 is 0.7500, below --min_top1 0.76"]),
+        ({"max_p99_ms": 49.9}, 0, ["p99 of one image at a time is 50.00 ms, above --max_p99_ms 49.9"]),
+        ({"max_p99_ms": 50.0}, 2, ["2 request(s) with one image at a time failed, and --max_p99_ms allows none"]),
     ],
 )
-def test_limits_are_held_against_the_figures(limits: dict[str, float], says: list[str]) -> None:
+def test_limits_are_held_against_the_figures(limits: dict[str, float], failed: int, says: list[str]) -> None:
     report = {"accuracy": {"top1": 0.75}, "latency_ms": {"1": {"p99": 50.0}, "8": {"p99": 80.0}}}
+    if failed:
+        report["http"] = {"closed": {"1": {"failed": failed}, "64": {"failed": 0}}}
     assert broken_limits(report, EvalSettings(Path("nowhere"), **limits)) == says
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import latency
-from benchmarks.latency import FEWEST, WARM_UP, Timing, time_in_turns
+from benchmarks.latency import FEWEST, WARM_UP, Timing, cycling, time_in_turns
 from benchmarks.predictors import Probabilities
 from tailstack.images import Pixels
 
@@ -62,6 +62,26 @@ def test_percentiles_are_milliseconds_over_all_rounds() -> None:
 
 def test_images_per_second_counts_the_batch_and_forgives_one_bad_round() -> None:
     assert Timing(8, [[0.5, 0.5], [0.5], [9.0]]).images_per_second() == pytest.approx(16)
+
+
+def test_photos_take_turns() -> None:
+    photos = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    seen: list[list[int]] = []
+
+    def predict(images: Pixels) -> Probabilities:
+        seen.append(images[:, 0, 0, 0].tolist())
+        return np.zeros((len(images), 2), np.float32)
+
+    call = cycling(predict, photos, 2)
+    for _ in range(3):
+        call(photos[:2])
+    assert seen == [[0, 1], [2, 3], [0, 1]]
+
+
+def test_a_ratio_counts_every_call_of_a_round() -> None:
+    # Of a cascade, most photos take one learner, and some all of three.
+    cascade, plain = Timing(1, [[1.0, 1.0, 1.0, 3.0]]), Timing(1, [[3.0]])
+    assert cascade.speed_over(plain) == pytest.approx(2)
 
 
 def test_a_ratio_is_formed_within_rounds() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from PIL import Image
 
 from benchmarks.http_load import Load, LoadReport, run_load
 from benchmarks.served import Served, serve
+from benchmarks.serving_speed import ServingSettings, run_benchmark
+from tailstack.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +73,21 @@ def test_the_load_is_taken_out_of_the_rate() -> None:
     assert report.rate_without_load(cores=2) == 10.0
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rounds": 0}, "--rounds"),
+        ({"seconds": 0.0}, "--seconds"),
+        ({"threads": -1}, "--threads"),
+        ({"image": Path("none.jpg")}, "none.jpg doesn't exist"),
+        ({"image": Path("none.jpg"), "datastore": Path("none")}, "choose one"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        run_benchmark(ServingSettings(**changes), None)
+
+
 def measure(model: Path, output: Path, *more: str) -> None:
     command = [sys.executable, "benchmarks/serving.py", "--model", str(model), "--output", str(output)]
     command += ["--rounds", "2", "--seconds", "0.5", "--requests", "200", "--starts", "1", "--concurrency", "4"]
@@ -78,9 +96,9 @@ def measure(model: Path, output: Path, *more: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_reports_figures_belong_together(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_reports_figures_belong_together(tiny_model: Path, tiny_datastore: Path, tmp_path: Path) -> None:
     report = tmp_path / "report"
-    measure(tiny_model, report)
+    measure(tiny_model, report, "--datastore", str(tiny_datastore))
     figures = json.loads((report / "serving.json").read_text())
     speed = figures["throughput"]
     for name in ("http", "http_without_load"):
@@ -93,6 +111,7 @@ def test_the_reports_figures_belong_together(tiny_model: Path, tmp_path: Path) -
     assert len(figures["memory_mib"]["workers"]) == len(figures["ready_s"]) == 1
     page = (report / "serving.md").read_text()
     assert f"| {speed['ratio']:.3f} |" in page
+    assert f"64 test photos of {figures['image_bytes']} bytes on average" in page
     assert f"{figures['latency_ms']['above']:.2f}" in page
 
 

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
-from benchmarks.race import TARGET, page
+from benchmarks.race import TARGET, SpeedrunSettings, page, run_seeds
+from tailstack.errors import UserError
 from tests.conftest import ROOT
 
 TINY = {
@@ -43,6 +45,11 @@ def test_a_recipe_that_fit_refuses(tiny_datastore: Path, tmp_path: Path) -> None
     assert done.returncode == 1
     assert "--epochs is 0" in done.stderr
     assert not (tmp_path / "board.json").exists()
+
+
+def test_no_seed_is_refused(tiny_datastore: Path) -> None:
+    with pytest.raises(UserError, match="--seeds is 0"):
+        run_seeds(SpeedrunSettings(tiny_datastore, seeds=0))
 
 
 def test_the_fastest_that_counts_stands_first() -> None:

@@ -245,7 +245,7 @@ def test_a_file_carries_its_calibration_and_prediction_sets(
         assert artifact.prediction_sets.thresholds[coverage] == pytest.approx(thresholds, abs=1e-6)
     calibration = artifact.calibration
     assert calibration is not None
-    weights = class_balanced(validation.labels)
+    weights = class_balanced(validation.labels, record.prior)
     for found, values in ((calibration.ece_after, answers), (calibration.ece_before, votes.mean(axis=1))):
         assert found == pytest.approx(expected_calibration_error(values, validation.labels, weights=weights))
 
