@@ -25,6 +25,8 @@ _LOG_RANGE = (-1.5, 1.5)
 _TINY = np.finfo(np.float32).tiny
 _RAW = "calibration/raw"
 """The answers before."""
+_USED = "calibration/used"
+"""How many learners saw an image."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -53,12 +55,16 @@ class Calibration:
         """Make a graph answer what `apply` returns."""
         if self._changes_nothing:
             return
+        by_stage = len(self.temperatures) > 1
+        # OpenVINO gives rubbish for an output that other nodes read too.
+        inner = {PROBABILITIES: _RAW, **({LEARNERS_USED: _USED} if by_stage else {})}
         for node in model.graph.node:
-            node.output[:] = [_RAW if name == PROBABILITIES else name for name in node.output]
+            node.output[:] = [inner.get(name, name) for name in node.output]
         temperatures = _constant(model, "temperatures", np.array(self.temperatures, np.float32)[:, None])
         above_zero = _add(model, "Max", _RAW, _constant(model, "tiny", _TINY))
-        if len(self.temperatures) > 1:
-            stage = _add(model, "Sub", LEARNERS_USED, _constant(model, "one", np.int64(1)))
+        if by_stage:
+            _add(model, "Identity", _USED, output=LEARNERS_USED)
+            stage = _add(model, "Sub", _USED, _constant(model, "one", np.int64(1)))
             temperatures = _add(model, "Gather", temperatures, stage)
         divided = _add(model, "Div", _add(model, "Log", above_zero), temperatures)
         _add(model, "Softmax", divided, output=PROBABILITIES, axis=1)

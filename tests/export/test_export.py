@@ -15,6 +15,7 @@ import torch
 
 from export import verify
 from export.export import export
+from export.graph import build_graph
 from export.prediction_sets import calibrate
 from export.validation import file_answers, run_splits
 from tailstack import datastore as datastores
@@ -200,11 +201,17 @@ def test_the_gate_refuses_another_label_and_nan(
         verify.verify_parity(tiny_model, Shifted(0.0), test_images)
 
 
+@pytest.fixture(scope="module")
+def graph(tiny_run: Path) -> bytes:
+    """The fused graph, which takes long to build, before anything is added to it."""
+    record = RunRecord.load(tiny_run)
+    return build_graph(load_ensemble(tiny_run, record), record.image_size).SerializeToString()
+
+
 def test_exporting_again_replaces_file_and_sidecar(
-    tiny_run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, graph: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.load(tiny_model))
-    monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
+    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.ModelProto.FromString(graph))
     (tmp_path / "b.onnx").write_text("old")
     (tmp_path / "b.onnx.sha256").write_text("old")
     (tmp_path / "b.onnx.sig").write_text("old")
@@ -215,13 +222,12 @@ def test_exporting_again_replaces_file_and_sidecar(
 
 def test_a_key_signs_the_file(
     tiny_run: Path,
-    tiny_model: Path,
+    graph: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.load(tiny_model))
-    monkeypatch.setitem(export.__globals__, "accept_prior", lambda *_: None)  # that graph has the input already
+    monkeypatch.setitem(export.__globals__, "build_graph", lambda *_: onnx.ModelProto.FromString(graph))
     private, public = key_pair(tmp_path)
     file = tmp_path / "b.onnx"
     export(tiny_run, file, private_key=private)

@@ -64,7 +64,9 @@ def pixels(batch: int) -> npt.NDArray[np.uint8]:
 @pytest.fixture(scope="module")
 def cascade(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cascade") / "ensemble.onnx"
-    export(small_run, path, Wanted(cascade=True, max_accuracy_drop=60))
+    artifact = export(small_run, path, Wanted(cascade=True, max_accuracy_drop=60))
+    assert artifact.cascade is not None
+    assert set(artifact.cascade.temperatures) != {1.0}  # by which its nodes read an output, too
     return path
 
 

@@ -138,7 +138,7 @@ def test_a_split_of_the_datastore_is_taken_as_it_is(copy: Path, tmp_path: Path) 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_classes_too_small_for_an_image_to_validate(tiny_datastore: Path, tmp_path: Path) -> None:
-    record = fit(settings(tiny_datastore, tmp_path / "run", technique="baseline", val_fraction=0.01))
+    record = fit(settings(tiny_datastore, tmp_path / "run", technique="baseline", val_fraction=0.003))
     assert record.validation == {}
     assert record.results["top1"] > 0
 
