@@ -89,7 +89,7 @@ def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
     silent = {group.label: (unheard(group.cell), len(group.counts)) for group in _chosen_groups(groups, choice)}
     if any(count for count, _ in silent.values()):
         told = _enumerated([f"{count} of {of} classes at {label}" for label, (count, of) in silent.items() if count])
-        lines.append(f"No image validates of {told}, which have too few: they had no say in it.")
+        lines.append(f"{told} have too few images for one to validate, and had no say in it.")
     if choice.close:
         lines.append(_cheaper(choice, groups))
     others = {label: best for label, best in choice.by_group.items() if best != name}
