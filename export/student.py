@@ -5,9 +5,7 @@ import sys
 from pathlib import Path
 
 from tailstack.errors import UserError
-from tailstack.files import sha256
-from tailstack.remote import local
-from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
+from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder, weights_digest
 
 
 def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Path:
@@ -25,7 +23,7 @@ def student_of(run: Path, architecture: str, *, keep_others: bool = False) -> Pa
     """
     teacher = RunRecord.load(run)
     folder = student_folder(run, keep_others=keep_others)
-    if not _is_finished(folder, architecture, sha256(local(run) / ENSEMBLE_FILE)):
+    if not _is_finished(folder, architecture, weights_digest(run, teacher)):
         command = ["distill", str(run), "--architecture", architecture]
         command += ["--keep_others", "true"] * keep_others
         print(f"{folder} isn't there yet: python -m training {' '.join(command)}", flush=True)

@@ -8,13 +8,14 @@ learners/<k>-<architecture>/      weights.safetensors, checkpoint, metrics.csv, 
 ensemble.json                     written last: its presence means that the run is finished
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tailstack.errors import UserError
-from tailstack.files import read_json, write_json
+from tailstack.files import read_json, sha256, write_json
 from tailstack.remote import fetch, local, spelled
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -83,7 +84,7 @@ class RunRecord(BaseModel):
     seconds: float
     """Wall time of training, over all sittings."""
     teacher_sha256: str | None = None
-    """Of a student's run: digest of its teacher's `ensemble.json`."""
+    """Of a student's run: `weights_digest` of its teacher."""
 
     @property
     def prior(self) -> list[float] | None:
@@ -127,6 +128,12 @@ class RunRecord(BaseModel):
 def learner_folder(run: Path, name: str) -> Path:
     """Return where the learner `name` of `run` keeps its files."""
     return local(run) / "learners" / name
+
+
+def weights_digest(run: Path, record: RunRecord) -> str:
+    """Return what tells a run's learners from those of another training: hexadecimal digits."""
+    files = [learner_folder(run, learner.name) / WEIGHTS_FILE for learner in record.learners]
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def student_folder(run: Path, *, keep_others: bool = False) -> Path:

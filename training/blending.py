@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import softmax
 
-from tailstack.metrics import Labels, Probabilities
+from tailstack.metrics import Labels, Probabilities, class_balanced
 
 _FOLDS = 5
 _MOST = 30_000_000
@@ -56,7 +56,7 @@ def fit_blend(votes: Probabilities, labels: Labels) -> Blend:
         kept = np.random.default_rng(0).permutation(len(labels))[: max(_MOST * len(labels) // votes.size, 2 * _FOLDS)]
         votes, labels = votes[kept], labels[kept]
     votes = votes.astype(np.float64)  # the optimizer's small steps would vanish in float32
-    importance = _importance(labels)
+    importance = class_balanced(labels)
     plain = best.apply(votes)
     lowest, accuracy = _loss(plain, labels, importance), _accuracy(plain, labels, importance)
     for free_weights in (False, True):
@@ -79,7 +79,7 @@ def _cross_fitted(votes: Probabilities, labels: Labels, *, free_weights: bool) -
 
 def _fit(votes: Probabilities, labels: Labels, *, free_weights: bool) -> Blend:
     learners = votes.shape[1]
-    importance = _importance(labels)
+    importance = class_balanced(labels)
 
     def objective(values: npt.NDArray[np.float64]) -> float:
         return _loss(_blend(values).apply(votes), labels, importance)
@@ -91,11 +91,6 @@ def _fit(votes: Probabilities, labels: Labels, *, free_weights: bool) -> Blend:
 
 def _blend(values: npt.NDArray[np.float64]) -> Blend:
     return Blend(tuple(softmax(values[:-1]).tolist()), float(np.exp(values[-1])))
-
-
-def _importance(labels: Labels) -> npt.NDArray[np.float64]:
-    weights = 1 / np.bincount(labels)[labels]
-    return np.asarray(weights / weights.sum(), dtype=np.float64)
 
 
 def _loss(probabilities: Probabilities, labels: Labels, importance: npt.NDArray[np.float64]) -> float:

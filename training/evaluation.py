@@ -11,12 +11,11 @@ from rich.table import Table
 
 import tailstack
 from tailstack.datastore import Datastore
-from tailstack.files import sha256
 from tailstack.images import Size
 from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
-from tailstack.remote import local, spelled
-from tailstack.run import ENSEMBLE_FILE, LearnerRecord, RunRecord, learner_folder
+from tailstack.remote import spelled
+from tailstack.run import LearnerRecord, RunRecord, learner_folder, weights_digest
 from training.blending import fit_blend, plain_average
 from training.dataset import PixelSource, TrainingData, ordered_keys
 from training.learner import seconds_trained
@@ -82,7 +81,7 @@ def evaluate_run(
             "timm": timm.__version__,
             "python": platform.python_version(),
         },
-        teacher_sha256=sha256(local(settings.teacher) / ENSEMBLE_FILE) if settings.teacher else None,
+        teacher_sha256=weights_digest(settings.teacher, teacher) if settings.teacher and teacher else None,
         seconds=sum(seconds_trained(learner_folder(run, plan.name)) for plan in plans),
     )
 
