@@ -45,7 +45,8 @@ def test_every_variant_is_measured_every_way(rows: list[cost_variants.Row], smal
             part = [row for row in rows if (row["threads"], row["batch"]) == (threads, batch)]
             assert {(row["variant"], row["runtime"]) for row in part} == expected
             alone = [row for row in part if row["variant"] in learners and row["runtime"] == "onnxruntime"]
-            assert min(row["relative_to_lite0_fp32"] for row in alone) == 1
+            # Which one is the cheapest goes by medians, the ratios by pairs: noise may put another one below 1.
+            assert 1 in [row["relative_to_lite0_fp32"] for row in alone]
     results = RunRecord.load(small_run).results
     for row in rows:
         assert row["ms_per_image"] > 0
