@@ -24,6 +24,8 @@ MAX_BYTES = 100_000_000
 _PARQUET = b"PAR1"
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 """With members, and without. Two letters alone may begin a text."""
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What `zipfile` unpacks a part at a time. Others it unpacks by whole blocks, whatever size the headers state."""
 _NOT_IMAGES = {"thumbs.db", "desktop.ini"}
 
 
@@ -206,8 +208,11 @@ def _read(uri: str) -> bytes:
 
 
 def _unpack(archive: zipfile.ZipFile, member: str) -> bytes:
-    _check_size(archive.getinfo(member).file_size)
-    with archive.open(member) as file:
+    info = archive.getinfo(member)
+    _check_size(info.file_size)
+    if info.compress_type not in _BOUNDED:
+        raise UserError("its zip compresses it by another method than deflate")
+    with archive.open(info) as file:
         # That size may be a lie: without an end, all that there is would be inflated.
         return file.read(MAX_BYTES)
 

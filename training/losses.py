@@ -119,8 +119,11 @@ def make_loss(
 
 
 def first_weighted_epoch(deferred: float, epochs: int) -> int:
-    """Return the epoch, counted from 0, from which class weights count, where they wait for a share of the epochs."""
-    return round(deferred * epochs)
+    """Return the epoch, counted from 0, from which class weights count, where they wait for a share of the epochs.
+
+    In the last one they always do: of one or two epochs, four fifths are rounded to all of them.
+    """
+    return min(round(deferred * epochs), epochs - 1)
 
 
 def class_weights(name: Loss, counts: Counts, beta: float) -> Vector | None:
