@@ -21,6 +21,9 @@ from tailstack.images import Pixels
 from tailstack.network import Ensemble, Learner, load_ensemble
 from tailstack.run import RunRecord
 
+_LARGEST = 2_000_000_000
+"""Bytes of weights in one file: protobuf ends at 2^31, and there are nodes and metadata."""
+
 
 @dataclass(frozen=True)
 class RunForms:
@@ -38,9 +41,11 @@ class RunForms:
         """Read the run in folder `run`, and its data set.
 
         Raises:
-            UserError: the run isn't finished, or its data set is gone, or has other classes.
+            UserError: the run isn't finished, its learners are too large for one file, or its data set is gone, or has
+                other classes.
         """
         record = RunRecord.load(run)
+        _check_size(record)
         ensemble = load_ensemble(run, record)
         store = datastores.load(Path(record.datastore["path"]))
         if store.classes != record.classes:
@@ -101,3 +106,12 @@ class RunForms:
     @functools.cached_property
     def _calibration(self) -> list[Pixels]:
         return calibration_batches(self._splits[0], self.record.image_size)
+
+
+def _check_size(record: RunRecord) -> None:
+    size = 4 * sum(learner.parameters for learner in record.learners)
+    if size > _LARGEST:
+        raise UserError(
+            f"the learners have {size / 1e9:.1f} GB of weights, and one file of ONNX holds {_LARGEST / 1e9:g} GB: "
+            "train fewer or smaller ones"
+        )

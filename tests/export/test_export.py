@@ -24,7 +24,7 @@ from tailstack.errors import UserError
 from tailstack.files import read_json, sha256, write_json
 from tailstack.metrics import class_balanced, evaluate, expected_calibration_error
 from tailstack.network import load_ensemble
-from tailstack.run import SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.run import ENSEMBLE_FILE, SPLIT_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from tailstack.signature import check_signature
 from tests.conftest import CLASSES, LEARNERS, ROOT, SIZE, TRAIN_COUNTS
 from tests.export.runs import copied, edit
@@ -173,6 +173,14 @@ def test_the_command_shows_steps_and_keeps_the_exporters_talk_to_itself(tiny_exp
     assert lines[4] == f"Its card: {output}.MODEL_CARD.md"
     assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[3])
     assert lines[5] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
+
+
+def test_learners_too_large_for_one_file_are_refused_before_anything_is_made(tiny_run: Path, tmp_path: Path) -> None:
+    run = copied(tiny_run, tmp_path)
+    learners = read_json(run / ENSEMBLE_FILE)["learners"]
+    edit(run, learners=[{**learner, "parameters": 300_000_000} for learner in learners])
+    with pytest.raises(UserError, match=r"the learners have 2\.4 GB of weights, and one file of ONNX holds 2 GB"):
+        export(run, tmp_path / "large.onnx")
 
 
 def test_the_gate_refuses_another_label_and_nan(
