@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ FOLDER = Path(__file__).with_name("peers")
 """Working directory of the peers, and where they find their modules."""
 RESTLESS_CORES = 0.02
 _REST_S = 1.0
-_DONE = ".installed"
+DONE = ".installed"
+"""File in a virtual environment with what was asked for in it."""
 _LOOK_S = 0.1
 
 
@@ -57,45 +59,57 @@ class Running:
         time.sleep(_REST_S)
         return self.cpu_seconds() - before > RESTLESS_CORES * _REST_S
 
-    def _send(self, signal: Callable[[psutil.Process], None]) -> None:
+    def _send(self, change: Callable[[psutil.Process], None]) -> None:
         for process in self._family():
             with contextlib.suppress(psutil.NoSuchProcess):
-                signal(process)
+                change(process)
 
     def _family(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        """Return the server and all that it started; nothing where it has ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [self.process, *self.process.children(recursive=True)]
+        return []
+
+
+def requirements(peer: Peer) -> list[str]:
+    """Return what is installed for a peer: its own packages, and `RUNTIME` of the versions installed here."""
+    return [*peer.packages, *(f"{name}=={importlib.metadata.version(name)}" for name in RUNTIME)]
 
 
 def install(peer: Peer, environments: Path) -> Path:
-    """Return the folder of the peer's virtual environment, made where there is none yet.
+    """Return the folder of the peer's virtual environment, made where there is none yet, or one of other versions.
 
-    Its ONNX Runtime, numpy and Pillow are of the versions installed here.
+    A peer that can't be installed beside `RUNTIME` of the versions installed here gets others; `version` says so.
 
     Raises:
         UserError: pip can't install it.
     """
     folder = environments / peer.environment
-    if (folder / _DONE).exists():
+    packages = requirements(peer)
+    done, wanted = folder / DONE, "\n".join(packages)
+    if done.exists() and done.read_text() == wanted:
         return folder
     print(f"Installing {peer.environment} into {folder} …", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    _call([sys.executable, "-m", "venv", "--clear", str(folder)], f"{folder} can't be made")
     pip = [str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
-    pinned = [f"{name}=={importlib.metadata.version(name)}" for name in RUNTIME]
-    # What a peer needs decides; else it could not be installed at all.
-    if subprocess.run([*pip, *peer.packages, *pinned], check=False, capture_output=True).returncode:
-        done = subprocess.run([*pip, *peer.packages, *RUNTIME], check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"{peer.environment} can't be installed: {done.stderr.strip()[-500:]}")
-    (folder / _DONE).touch()
+    if subprocess.run([*pip, *packages], check=False, capture_output=True).returncode:
+        _call([*pip, *peer.packages, *RUNTIME], f"{peer.environment} can't be installed")
+    done.write_text(wanted)
     return folder
 
 
 def version(peer: Peer, environment: Path) -> str:
-    """Return the version of the peer that is installed."""
-    name = peer.packages[0].partition("[")[0]
-    code = f"import importlib.metadata; print(importlib.metadata.version({name!r}))"
-    command = [str(environment / "bin" / "python"), "-c", code]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    """Return the version of the peer that is installed, and those of `RUNTIME` that aren't the ones installed here.
+
+    Raises:
+        UserError: its environment can't be read.
+    """
+    names = [peer.packages[0].partition("[")[0], *RUNTIME]
+    code = f"from importlib.metadata import version; print(*map(version, {names!r}))"
+    own, *found = _call([str(environment / "bin" / "python"), "-c", code], f"{environment} is damaged").split()
+    here = map(importlib.metadata.version, RUNTIME)
+    others = [f"{name} {there}" for name, there, ours in zip(RUNTIME, found, here, strict=True) if there != ours]
+    return f"{own} with {', '.join(others)}" if others else own
 
 
 @contextmanager
@@ -108,6 +122,8 @@ def serve_peer(peer: Peer, environment: Path, model: Path) -> Iterator[Running]:
     port = free_port()
     ports = {"port": port, "other_port": free_port(), "third_port": free_port()}
     program, *arguments = (part.format(port=port) for part in peer.command)
+    # It runs in another folder, and a link there leads out of the environment.
+    environment = environment.absolute()
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile("w+") as log:
         variables = {
             **os.environ,
@@ -118,9 +134,14 @@ def serve_peer(peer: Peer, environment: Path, model: Path) -> Iterator[Running]:
             "PORT": str(port),
             **{name: value.format(home=home, **ports) for name, value in peer.variables.items()},
         }
-        process = subprocess.Popen(
-            [str(environment / "bin" / program), *arguments], cwd=FOLDER, env=variables, stdout=log, stderr=log
-        )
+        command = [str(environment / "bin" / program), *arguments]
+        try:
+            # In a session of its own: what is left of it can be ended, and Ctrl-C is for the measurement alone.
+            process = subprocess.Popen(
+                command, cwd=FOLDER, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+        except OSError as error:
+            raise UserError(f"{peer.packages[0]} can't be started: {error}") from error
         running = Running(port, psutil.Process(process.pid))
         try:
             if not _gets_ready(process, port, peer.ready):
@@ -129,7 +150,24 @@ def serve_peer(peer: Peer, environment: Path, model: Path) -> Iterator[Running]:
             yield running
         finally:
             _stop(running.process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _call(command: list[str], failing: str) -> str:
+    """Return what a command prints, without the spaces around it.
+
+    Raises:
+        UserError: beginning with `failing`, where it isn't there or fails.
+    """
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"{failing}: {error}") from error
+    if done.returncode:
+        raise UserError(f"{failing}: {(done.stderr or done.stdout).strip()[-500:]}")
+    return done.stdout.strip()
 
 
 def _gets_ready(process: "subprocess.Popen[bytes]", port: int, path: str) -> bool:

@@ -85,7 +85,8 @@ def torch_predictor(model: OnnxModel, run: Path | None, threads: int, *, compile
     # Export may have fitted a temperature that the run hasn't.
     record.temperature = model.artifact.temperature
     ensemble = load_ensemble(run, record).to(device)
-    forward = torch.compile(ensemble, dynamic=False) if compiled else ensemble
+    # Freezing makes constants of the weights, so that they are laid out and joined with others once.
+    forward = torch.compile(ensemble, dynamic=False, options={"freezing": True}) if compiled else ensemble
 
     def predict(images: Pixels) -> Probabilities:
         with torch.inference_mode():

@@ -2,17 +2,17 @@
 
 import bentoml
 from PIL.Image import Image
-from shared import Classifier
+from shared import CORES, Classifier
 
 
-@bentoml.service(logging={"access": {"enabled": False}})
+@bentoml.service(threads=CORES, logging={"access": {"enabled": False}})
 class Peer:
     """Classifies the pictures of several calls at once."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
-    @bentoml.api(batchable=True, max_batch_size=16, max_latency_ms=1000)
+    @bentoml.api(batchable=True, max_batch_size=16)
     def classify(self, images: list[Image]) -> list[list]:
         """Classify a batch of pictures."""
         return self.classifier.predict([self.classifier.pixels(image) for image in images])

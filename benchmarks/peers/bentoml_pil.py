@@ -2,10 +2,10 @@
 
 import bentoml
 from PIL.Image import Image
-from shared import Classifier
+from shared import CORES, Classifier
 
 
-@bentoml.service(logging={"access": {"enabled": False}})
+@bentoml.service(threads=CORES, logging={"access": {"enabled": False}})
 class Peer:
     """Classifies one picture a call."""
 

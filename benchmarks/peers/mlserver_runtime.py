@@ -19,6 +19,6 @@ class ClassifierRuntime(MLModel):
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
         """Classify a batch."""
         images = [self.classifier.open(data) for data in self.decode(payload.inputs[0])]
-        answers = [json.dumps(answer) for answer in self.classifier.predict(images)]
+        answers = [json.dumps(answer, ensure_ascii=False) for answer in self.classifier.predict(images)]
         output = StringCodec.encode_output("predictions", answers)
         return InferenceResponse(model_name=self.name, outputs=[output])

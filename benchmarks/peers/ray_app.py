@@ -1,5 +1,6 @@
 """Ray Serve, with a FastAPI ingress and its batching: up to 16 requests that arrive within 5 ms."""
 
+import asyncio
 import os
 from typing import Annotated
 
@@ -15,7 +16,7 @@ api = FastAPI()
 )
 @serve.ingress(api)
 class Ingress:
-    """Decodes pictures, and classifies them in batches."""
+    """Decodes pictures, and classifies them in batches, both outside the event loop."""
 
     def __init__(self):
         self.classifier = Classifier()
@@ -23,7 +24,7 @@ class Ingress:
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
     async def predict(self, images):
         """Classify a batch."""
-        return self.classifier.predict(images)
+        return await asyncio.to_thread(self.classifier.predict, images)
 
     @api.get("/ready")
     def ready(self) -> bool:
@@ -33,7 +34,8 @@ class Ingress:
     @api.post("/classify")
     async def classify(self, image: Annotated[bytes, File()]) -> dict:
         """Classify a picture."""
-        return {"predictions": await self.predict(self.classifier.open(image))}
+        pixels = await asyncio.to_thread(self.classifier.open, image)
+        return {"predictions": await self.predict(pixels)}
 
 
 if __name__ == "__main__":

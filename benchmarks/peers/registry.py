@@ -60,7 +60,7 @@ PEERS = {
         ("ray[serve]", "python-multipart"),
         ("python", "ray_app.py"),
         _form("image"),
-        variables={"RAY_USAGE_STATS_ENABLED": "0"},
+        variables={"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
     ),
     "mlserver": Peer(
         "mlserver",

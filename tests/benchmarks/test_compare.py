@@ -29,7 +29,7 @@ from benchmarks.comparison_report import draw, markdown
 from benchmarks.comparison_rows import Row, read_rows
 from benchmarks.http_load import Body, form
 from benchmarks.machine import describe_machine
-from benchmarks.peer_server import Running, install
+from benchmarks.peer_server import DONE, Running, install, requirements
 from benchmarks.peers.registry import PEERS
 from benchmarks.picture import photo_pictures
 from benchmarks.predictors import OnnxModel
@@ -51,7 +51,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment.mkdir()
     for part in ("bin", "lib", "pyvenv.cfg"):
         (environment / part).symlink_to(Path(sys.prefix, part))
-    (environment / ".installed").touch()
+    (environment / DONE).write_text("\n".join(requirements(PEERS["fastapi"])))
     return folder
 
 
