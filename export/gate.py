@@ -93,6 +93,14 @@ class Judge:
         taken = self._sharpened[np.arange(len(self.labels)), answers.argmax(axis=1)]
         return np.asarray(self._sharpened.max(axis=1) - taken)
 
+    @functools.cached_property
+    def one_more(self) -> float:
+        """What an image loses that is given the ensemble's second class: the mean, of images by how unsure it is."""
+        second, first = np.partition(self._sharpened, -2, axis=1)[:, -2:].T
+        gaps = first - second
+        doubts = 1 - gaps
+        return float(gaps @ doubts / max(doubts.sum(), _ROUNDING))
+
     def objections(self, answers: Probabilities, *, stops_judged: bool = False) -> list[str]:
         """Return what of `answers` is past its limit, in words; empty if nothing is.
 

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from export.cascade import Blend, partial_means
-from export.gate import Judge
+from export.gate import DEVIATIONS, Judge
 from export.risk import Curve, StopRisk
 
 IMAGES = 4000
@@ -38,7 +38,7 @@ def judge_of(votes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], max_
 
 def test_a_curve_finds_the_loss_by_confidence() -> None:
     confidence, lost = planted(IMAGES)
-    curve = Curve.fit(confidence, lost, THIRD)
+    curve = Curve.fit(confidence, lost, THIRD, 0.0)
     assert curve.lost == pytest.approx(0.4 * (1 - confidence) ** 1.5, abs=0.03)
     assert curve.lost.sum() == pytest.approx(lost.sum())
 
@@ -46,17 +46,17 @@ def test_a_curve_finds_the_loss_by_confidence() -> None:
 @pytest.mark.parametrize(("seen", "power"), [(0.0, 1), (1 / 3, 1.5), (0.5, 2), (2 / 3, 3), (0.8, 3), (1.0, 3)])
 def test_the_more_have_voted_the_steeper_is_the_curve(seen: float, power: float) -> None:
     # 0.8 and 0.4 of doubt: twice as much doubt is 2^power as much loss, and both lose 0.3 together.
-    curve = Curve.fit(np.array([0.2, 0.6]), np.array([0.3, 0.0]), seen)
+    curve = Curve.fit(np.array([0.2, 0.6]), np.array([0.3, 0.0]), seen, 0.0)
     assert curve.lost == pytest.approx([0.3 * 2**power / (2**power + 1), 0.3 / (2**power + 1)])
 
 
 def test_a_curve_is_surer_with_more_images() -> None:
-    few, many = (Curve.fit(*planted(images), THIRD).relative_error for images in (IMAGES, 16 * IMAGES))
+    few, many = (Curve.fit(*planted(images), THIRD, 0.0).relative_error for images in (IMAGES, 16 * IMAGES))
     assert few / many == pytest.approx(4, rel=0.2)
 
 
 def test_a_curve_knows_how_unsure_it_is() -> None:
-    curves = [Curve.fit(*planted(500, seed), THIRD) for seed in range(200)]
+    curves = [Curve.fit(*planted(500, seed), THIRD, 0.0) for seed in range(200)]
     means = np.array([curve.lost.mean() for curve in curves])
     stated = np.mean([curve.relative_error for curve in curves])
     assert means.std() / means.mean() == pytest.approx(stated, rel=0.25)
@@ -64,15 +64,33 @@ def test_a_curve_knows_how_unsure_it_is() -> None:
 
 @pytest.mark.parametrize("confidence", [np.full(50, 0.9), np.ones(50), np.linspace(0, 1, 50)])
 def test_nothing_lost_is_no_risk_and_anything_else_can_be_fitted(confidence: Floats) -> None:
-    nothing = Curve.fit(confidence, np.zeros(50), THIRD)
+    nothing = Curve.fit(confidence, np.zeros(50), THIRD, 0.0)
     assert not nothing.lost.any()
     assert nothing.relative_error == 0
     for place in (7, -1):  # also the surest alone
         lost = np.zeros(50)
         lost[place] = 0.3
-        curve = Curve.fit(confidence, lost, THIRD)
+        curve = Curve.fit(confidence, lost, THIRD, 0.0)
         assert curve.lost.sum() == pytest.approx(0.3)
         assert np.isfinite(curve.relative_error)
+
+
+@pytest.mark.parametrize(("events", "limit"), [(0, 2.30), (1, 3.89), (2, 5.32), (5, 9.27)])
+def test_few_events_are_as_unsure_as_poissons_limit(events: int, limit: float) -> None:
+    """Of 10,000 images as sure as each other, `events` lost 0.2: scipy.stats.chi2.ppf(0.9, 2 * events + 2) / 2."""
+    lost = np.zeros(10_000)
+    lost[:events] = 0.2
+    curve = Curve.fit(np.full(10_000, 0.9), lost, THIRD, 0.2)
+    assert curve.most.sum() * (1 + DEVIATIONS * curve.relative_error) / 0.2 == pytest.approx(limit, rel=0.03)
+
+
+def test_a_few_images_that_lose_nothing_are_no_licence() -> None:
+    votes = np.repeat(two_learners(20, seed=2)[0][:, :1], 2, axis=1)
+    labels = votes[:, 0].argmax(axis=1)
+    risk = StopRisk.fit(partial_means(votes, (0.5, 0.5), (0, 1)), HALVES, judge_of(votes, labels))
+    assert risk.expected(np.full(20, 1)) == 0
+    assert not risk.is_allowed(np.full(20, 1))
+    assert risk.is_allowed(np.full(20, 2))
 
 
 def test_where_all_are_asked_nothing_is_lost() -> None:
