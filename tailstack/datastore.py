@@ -109,8 +109,17 @@ def load(path: Path) -> Datastore:
 def save_split(path: Path, root: Path, classes: Sequence[str], images: Iterable[str], labels: Labels) -> None:
     """Write one split's JSON file to `path`, with `root` written relative to it."""
     annotations = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
-    relative = os.path.relpath(root, path.parent)
-    write_json(path, {"root": relative, "classes": list(classes), "annotations": annotations}, indent=None)
+    content = {"root": _relative(root, path.parent), "classes": list(classes), "annotations": annotations}
+    write_json(path, content, indent=None)
+
+
+def _relative(root: Path, folder: Path) -> str:
+    """Return the way from `folder` to `root`."""
+    spelled_out = os.path.relpath(root, folder)
+    # From behind a symbolic link, `..` leads elsewhere than it reads.
+    if os.path.realpath(folder / spelled_out) == os.path.realpath(root):
+        return spelled_out
+    return os.path.relpath(os.path.realpath(root), os.path.realpath(folder))
 
 
 def _read_split(path: Path, expected_classes: list[str] | None = None) -> tuple[list[str], Split]:

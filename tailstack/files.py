@@ -41,7 +41,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write `value` as JSON to `path`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    try:
+        write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    # Of a file's name that isn't UTF-8, Python makes lone surrogates, which nothing but JSON's escapes can hold.
+    except UnicodeEncodeError:
+        write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,11 @@ import numpy as np
 _UNICODE = ("utf-8", "surrogatepass")  # paths may be any bytes, which Python reads as lone surrogates
 
 
+def printable(name: str) -> str:
+    r"""Return a name for people: bytes that aren't UTF-8, which no terminal takes, as `\udce9`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class Names:
     """Strings by position, as UTF-8.
 

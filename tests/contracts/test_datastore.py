@@ -81,6 +81,22 @@ def test_root_is_relative_to_the_file(folder: Path, tmp_path: Path) -> None:
     assert datastores.load(variant).train.path(0).samefile(folder / "a0.png")
 
 
+@pytest.mark.parametrize("linked", ["datastore", "images"])
+def test_root_is_found_through_symbolic_links(linked: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep" / "down").mkdir(parents=True)
+    link = tmp_path / "a" / "link"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "far" / "deep" / "down" if linked == "datastore" else folder)
+    store = datastores.load(folder)
+    variant, root = (link, folder) if linked == "datastore" else (tmp_path, link)
+    for name, split in store.splits():
+        datastores.save_split(variant / f"{name}.json", root, store.classes, split.images, split.labels)
+    assert datastores.load(variant).train.path(0).samefile(folder / "a0.png")
+    # Where the way through a link is right, it is written as it is.
+    expected = "../../.." if linked == "datastore" else "a/link"
+    assert json.loads((variant / "train.json").read_text())["root"] == expected
+
+
 def test_a_subset_keeps_order_and_labels(folder: Path) -> None:
     subset = datastores.load(folder).train.subset(np.array([2, 0]))
     assert list(subset.images) == ["b0.png", "a0.png"]

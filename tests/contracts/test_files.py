@@ -57,6 +57,13 @@ def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     assert "é" in (tmp_path / "a" / "b" / "c.json").read_text(encoding="utf-8")
 
 
+def test_json_holds_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    names = ["caf\udce9.png", "\U0001f600\udc80", "é"]
+    write_json(tmp_path / "a.json", names, indent=None)
+    assert read_json(tmp_path / "a.json") == names
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
@@ -93,11 +100,13 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "error: no such thing; make it with: make it\n"
 
 
-def test_ctrl_c_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("resumes", [True, False])
+def test_ctrl_c_is_one_line_and_an_exit_code(resumes: bool, capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
-        run_command(command)
+        run_command(command, resumes=resumes)
     assert ended.value.code == 130
-    assert "stopped" in capsys.readouterr().err
+    hint = " Run the same command again to go on where it stopped." if resumes else ""
+    assert capsys.readouterr().err == f"stopped.{hint}\n"

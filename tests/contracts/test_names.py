@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailstack.names import Names
+from tailstack.names import Names, printable
 
 
 @given(st.lists(st.text(st.characters())))
@@ -25,6 +25,10 @@ def test_names_are_compared_by_content() -> None:
     assert Names(["a", "bc"]) == Names(["a", "bc"])
     assert Names(["a", "bc"]) != Names(["ab", "c"])
     assert Names([]) == Names([])
+
+
+def test_a_name_of_any_bytes_can_be_printed() -> None:
+    assert printable("ä/\udcff.png") == r"ä/\udcff.png"
 
 
 @pytest.mark.parametrize("index", [-1, 2])

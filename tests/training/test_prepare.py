@@ -1,5 +1,6 @@
 """The command `prepare`: labelled images of any origin become a datastore, and bad ones are named all at once."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -61,7 +62,7 @@ def command(*words: object) -> "subprocess.CompletedProcess[str]":
 
 
 def counts(store: Datastore, split: str) -> list[int]:
-    chosen = {"train": store.train, "test": store.test}[split]
+    chosen = dict(store.splits())[split]
     return chosen.counts(len(store.classes)).tolist()
 
 
@@ -309,16 +310,6 @@ def test_sources_that_are_none(tmp_path: Path) -> None:
     assert "no training and test split" in refused("torchvision:FakeData", output)
 
 
-def test_a_damaged_zip(photos: Path, tmp_path: Path) -> None:
-    path = tmp_path / "photos.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.write(photos / "train" / "cat" / "0.png", "cat/0.png")
-    content = bytearray(path.read_bytes())
-    content[60] ^= 0xFF  # inside the stored image: its checksum is wrong now
-    path.write_bytes(content)
-    assert "photos.zip can't be extracted" in refused(path, tmp_path / "store")
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -359,17 +350,30 @@ def test_an_output_inside_the_source(photos: Path) -> None:
     assert "inside the source" in refused(photos, photos / "datastore")
 
 
-def test_prepared_again_a_datastore_has_the_new_images_alone(photos: Path, tmp_path: Path) -> None:
-    for number in (1, 2):
-        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
-            for path in photos.rglob("*.png"):
-                name = f"only-in-{number}" if path.parent.name == "dog" else "cat"
-                archive.write(path, path.relative_to(photos).parent.with_name(name) / path.name)
-    run(tmp_path / "1.zip", tmp_path / "d")
-    assert run(tmp_path / "2.zip", tmp_path / "d").classes == ["cat", "only-in-2"]
+@pytest.mark.parametrize("output", [".", "inside/.."])
+def test_variants_lie_beside_the_present_folder(
+    output: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    run(photos, Path(output), imbalance=[0.5])
+    assert counts(datastores.load(tmp_path / "here-imbalance-0.5"), "train") == [10, 4]
 
 
-def test_a_folder_of_images_that_is_no_datastore_is_left_alone(photos: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "mine" / "images" / "holiday.png", seed=1)
-    assert "is no datastore" in refused("digits", tmp_path / "mine")
-    assert (tmp_path / "mine" / "images" / "holiday.png").exists()
+def test_an_output_behind_a_symbolic_link(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "far" / "away").mkdir(parents=True)
+    (tmp_path / "store").symlink_to(tmp_path / "disk" / "far" / "away")
+    store = run(photos, tmp_path / "store", imbalance=[0.5])
+    prepare(PrepareSettings(source=str(store.path), output=store.path, imbalance=[0.4]))
+    for path in (store.path, *(variant_path(store.path, ratio) for ratio in (0.5, 0.4))):
+        assert datastores.load(path).train.path(0).samefile(photos / "train" / "cat" / "0.png")
+
+
+def test_names_that_are_not_utf_8(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, content in ((b"caf\xe9.png", b""), (b"th\xe9.png", (photos / "train" / "cat" / "0.png").read_bytes())):
+        (photos / "train" / "dog" / os.fsdecode(name)).write_bytes(content)
+    store = run(photos, tmp_path / "store", skip_unreadable=True)
+    assert r"train/dog/caf\udce9.png" in capsys.readouterr().out
+    assert counts(store, "train") == [10, 5]
+    assert store.train.images[14] == os.fsdecode(b"train/dog/th\xe9.png")
+    assert store.train.decode(14).shape == (6, 6, 3)
