@@ -18,6 +18,7 @@ from tailstack.artifact import Artifact, ValidationCard
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.files import sha256
+from tailstack.remote import fetch, spelled
 from tailstack.session import open_session
 
 TOLERANCE = 0.002
@@ -38,7 +39,7 @@ def verify(path: Path, datastore: Path | None = None) -> None:
     """Check a file, and print a table.
 
     Args:
-        path: the file.
+        path: the file; it and its data set may lie in an object store.
         datastore: folder of the data set that it was made of; None takes the one that it names.
 
     Raises:
@@ -52,24 +53,38 @@ def verify(path: Path, datastore: Path | None = None) -> None:
             failed.append(check.name)
     Console().print(table)
     if failed:
-        raise UserError(f"{path} is not what it says of itself: {', '.join(failed)}")
+        raise UserError(f"{spelled(path)} is not what it says of itself: {', '.join(failed)}")
 
 
 def checks(path: Path, datastore: Path | None = None) -> Iterator[Check]:
     """Yield each check of a file; arguments and errors are those of `verify`."""
+    place, path = spelled(path), _fetched(path)
     if not path.is_file():
-        raise UserError(f"model {path} doesn't exist; make one with: python -m export RUN --output {path}")
+        raise UserError(f"model {place} doesn't exist; make one with: python -m export RUN --output {place}")
     yield _sidecar(path)
     yield _passes("onnx's check", lambda: check_graph(path))
     artifact = Artifact.from_properties(open_session(path, "cpu").get_modelmeta().custom_metadata_map, path)
     if artifact.validation is None:
         yield Check("figures on validation", "none", "none", passed=True)
         return
-    store = datastores.load(datastore or Path(artifact.provenance["datastore"]["path"]))
+    store = datastores.load(datastore or _place_of_data(place, artifact))
     same = list(_same_data(artifact, store))
     yield from same
     if all(check.passed for check in same):
         yield from _figures(path, artifact, artifact.validation, _images(artifact.validation, store))
+
+
+def _fetched(place: Path) -> Path:
+    """Return where the file is on this machine, with its sidecar beside it."""
+    fetch(beside(place, "sha256"), missing_ok=True)
+    return fetch(place, missing_ok=True)
+
+
+def _place_of_data(file: str, artifact: Artifact) -> Path:
+    place = Path(artifact.provenance["datastore"]["path"])
+    if not fetch(place, missing_ok=True).is_dir():
+        raise UserError(f"{file} was made of the data set in {spelled(place)}, which doesn't exist: add --datastore")
+    return place
 
 
 def _sidecar(path: Path) -> Check:

@@ -93,10 +93,11 @@ def export(
     card = write_card(output, artifact, per_class, pictures)
     for path in (output, beside(output, "sha256"), *signatures, card, *pictures):
         push(place.with_name(path.name))
+    figure = "top-1" if cheaper is None else "the plain ensemble's top-1"
     print(
         f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
         f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
-        f"(limit {TOLERANCE:g}), top-1 {record.results['top1']:.4f} on test"
+        f"(limit {TOLERANCE:g}), {figure} {record.results['top1']:.4f} on test"
     )
     if artifact.evidence:
         print(evidence_line(artifact.evidence))

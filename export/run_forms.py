@@ -19,7 +19,8 @@ from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.network import Ensemble, Learner, load_ensemble
-from tailstack.run import RunRecord
+from tailstack.remote import fetch, local, spelled
+from tailstack.run import CONFIG_FILE, RunRecord
 
 _LARGEST = 2_000_000_000
 """Bytes of weights in one file: protobuf ends at 2^31, and there are nodes and metadata."""
@@ -47,7 +48,7 @@ class RunForms:
         record = RunRecord.load(run)
         _check_size(record)
         ensemble = load_ensemble(run, record)
-        store = datastores.load(Path(record.datastore["path"]))
+        store = datastores.load(_place_of_data(run, record))
         if store.classes != record.classes:
             raise UserError(f"datastore {store.path} has other classes than the run was trained on")
         return cls(run, record, store, ensemble)
@@ -106,6 +107,17 @@ class RunForms:
     @functools.cached_property
     def _calibration(self) -> list[Pixels]:
         return calibration_batches(self._splits[0], self.record.image_size)
+
+
+def _place_of_data(run: Path, record: RunRecord) -> Path:
+    place = Path(record.datastore["path"])
+    if not fetch(place, missing_ok=True).is_dir():
+        raise UserError(
+            f"run {spelled(run)} has its data set in {spelled(place)}, which doesn't exist; tell it where that is now, "
+            f"which trains nothing: python -m training fit --config {local(run) / CONFIG_FILE} --datastore DATASTORE "
+            f"--output {spelled(run)}"
+        )
+    return place
 
 
 def _check_size(record: RunRecord) -> None:

@@ -21,13 +21,17 @@ NAMED = 60
 def confusion_order(matrix: Floats, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the classes that a confusion matrix shows, the largest first: all, or the `NAMED` of lowest accuracy.
 
+    Of more than `NAMED`, those without a test image have no accuracy, and aren't among them.
+
     Args:
         matrix: share of a true class (row) that is taken for a class (column), `[classes, classes]`.
         counts: training images of each class, `[classes]`.
     """
     order = np.argsort(-counts, kind="stable")
     if len(order) > NAMED:
-        order = np.sort(np.argsort(np.diag(matrix), kind="stable")[:NAMED])
+        tested = matrix.any(axis=1)
+        rising = np.argsort(np.where(tested, np.diag(matrix), np.inf), kind="stable")
+        order = np.sort(rising[: min(NAMED, tested.sum())])
         order = order[np.argsort(-counts[order], kind="stable")]
     return order
 

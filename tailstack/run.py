@@ -69,6 +69,8 @@ class RunRecord(BaseModel):
     """`tailstack.metrics.Accuracy` of the ensemble on the test split."""
     validation: dict[str, Any] = {}
     """The same on the images that validate."""
+    validation_counts: list[int] | None = None
+    """How many these are of each class; None in runs of earlier versions."""
     per_class: list[dict[str, Any]] = []
     """`tailstack.metrics.ClassFigures` of the ensemble on the test split."""
     confusion: list[list[int]] | None = None

@@ -144,8 +144,10 @@ def _compare(values: dict[str, Any], _given: Collection[str]) -> None:
 
 
 def _sweep(values: dict[str, Any], _given: Collection[str]) -> None:
-    from training.sweep import sweep
-
+    try:
+        from training.sweep import sweep
+    except ModuleNotFoundError as error:
+        raise UserError("Ray isn't installed: pip install 'tailstack[cluster]'") from error
     settings = SweepSettings(**{item.name: values.pop(item.name) for item in fields(SweepSettings)})
     lists = {name: value for name, value in values.items() if isinstance(value, list) and name != "tau"}
     for name, value in lists.items():

@@ -9,8 +9,7 @@ import ray
 import torch
 from rich.console import Console
 
-from tailstack.cluster import connect
-from tailstack.errors import UserError
+from tailstack.cluster import connect, share_of_machine
 from training.cycles import train_in_cycles
 from training.dataset import TrainingData
 from training.learner import Audience
@@ -29,11 +28,7 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
     """
     connect(settings.cluster)
     try:
-        cpus = settings.cpus_per_learner or 1
-        most = max((node["Resources"].get("CPU", 0) for node in ray.nodes()), default=0)
-        if cpus > most:
-            raise UserError(f"--cpus_per_learner is {cpus}, and the cluster's largest machine has {most:g} core(s)")
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        cpus, gpus = share_of_machine("--cpus_per_learner", settings.cpus_per_learner or 1)
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_TRIES)(_train)
         shared = ray.put(data)
         absolute = [

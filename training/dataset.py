@@ -51,8 +51,12 @@ class StreamedPixels:
         self._size = size
 
     def __getitem__(self, indices: Indices) -> Pixels:
-        """Return uint8 `[len(indices), height, width, 3]`."""
-        return np.stack([decode(self._split.read(i), self._size) for i in indices])
+        """Return uint8 `[len(indices), height, width, 3]`.
+
+        Raises:
+            UserError: naming an image that can't be read any more.
+        """
+        return np.stack([self._split.decode(i, self._size) for i in indices])
 
 
 def common_image_size(datastore: Datastore, resolution: int) -> Size:

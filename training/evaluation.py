@@ -11,6 +11,7 @@ from rich.table import Table
 
 import tailstack
 from tailstack.datastore import Datastore
+from tailstack.errors import UserError
 from tailstack.images import Size
 from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
@@ -37,7 +38,11 @@ def evaluate_run(
     test_pixels: PixelSource,
     settings: FitSettings,
 ) -> RunRecord:
-    """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run."""
+    """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run.
+
+    Raises:
+        UserError: the training of a learner diverged.
+    """
     run = settings.run
     counts = store.train.counts(len(store.classes))
     records = [_describe(plan, data, store.classes, settings) for plan in plans]
@@ -54,6 +59,11 @@ def evaluate_run(
         learner = load_learner(run, record, len(store.classes))
         votes[:, k] = predict(learner, test_pixels, len(store.test))
         val_votes[:, k] = predict(learner, data.val_pixels, len(data.val_labels))
+        if not (np.isfinite(votes[:, k]).all() and np.isfinite(val_votes[:, k]).all()):
+            raise UserError(
+                f"the training of {learner_folder(run, record.name)} diverged, and its answers are no numbers: "
+                f"lower --lr, which is {settings.lr:g}, and choose another --output"
+            )
         record.results = _figures(votes[:, k], store.test.labels, store.classes, counts)
         record.validation = _figures(val_votes[:, k], data.val_labels, store.classes, counts)
     blend = fit_blend(val_votes, data.val_labels) if settings.blend else plain_average(len(records))
@@ -69,6 +79,7 @@ def evaluate_run(
         temperature=blend.temperature,
         results=_without_classes(results),
         validation=_figures(blend.apply(val_votes), data.val_labels, store.classes, counts),
+        validation_counts=np.bincount(data.val_labels, minlength=len(store.classes)).tolist(),
         per_class=[dict(figures) for figures in results["per_class"]],
         confusion=confusion(probabilities, store.test.labels).tolist() if len(store.classes) <= CONFUSED else None,
         reliability=[dict(item) for item in reliability(probabilities, store.test.labels)],

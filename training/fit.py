@@ -191,8 +191,10 @@ def _train(
     pace: Pace | None,
 ) -> None:
     if settings.cluster and tasks:
-        from training.cluster import train_on_cluster  # noqa: PLC0415 (Ray is an extra)
-
+        try:
+            from training.cluster import train_on_cluster  # noqa: PLC0415 (Ray is an extra)
+        except ModuleNotFoundError as error:
+            raise UserError("Ray isn't installed: pip install 'tailstack[cluster]'") from error
         train_on_cluster(tasks, data, classes, settings)
         return
     for architecture in {task.plan.architecture for task in tasks if settings.pretrained and not task.start}:

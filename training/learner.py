@@ -16,10 +16,12 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]  # public, but not in its __all__
 from torch import Tensor
 
+from tailstack.errors import UserError
 from tailstack.files import whole_file, write_text
 from tailstack.network import Learner
 from tailstack.run import WEIGHTS_FILE
@@ -258,6 +260,7 @@ def train_learner(
 
     Raises:
         KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
+        UserError: an image can't be read any more, or the folder can't be written.
     """
     keys = ShuffledKeys(plan.samples, settings.batch_size, plan.seed)
     batches = Batches(data.train_pixels, data.train_labels, settings.augment, data.answers)
@@ -288,14 +291,28 @@ def train_learner(
         trainer.fit(training.to(memory_format=torch.channels_last), loader, val_loader, ckpt_path=resume)
     except SystemExit as stop:
         raise KeyboardInterrupt from stop  # Lightning turns Ctrl-C into an exit
+    except UserError as error:
+        # That of a process which makes batches comes with its traceback.
+        line = str(error).strip().splitlines()[-1]
+        raise UserError(line.removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")) from error
     if not trainer.is_global_zero:
         return
-    with whole_file(folder / WEIGHTS_FILE) as part:
-        weights = learner.state_dict()
-        if start:
-            weights = averaged(start, weights, share)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+    weights = learner.state_dict()
+    save_weights(averaged(start, weights, share) if start else weights, folder / WEIGHTS_FILE)
     checkpoint.unlink(missing_ok=True)
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a learner's weights to `path`, whole or not at all.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
+    with whole_file(path) as part:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, part)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error  # a full disk, which `whole_file` tells
 
 
 def averaged(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tailstack.files import make_folder, write_text
-from training.cells import load_cells
+from training.cells import FOLDER, load_cells
 from training.report_data import choose, gather
 from training.report_figures import group_figures
 from training.report_overview import overview_figures
@@ -30,9 +30,15 @@ def report(folder: Path) -> Path:
     """
     parts = [sweep_section(load_cells(folder), folder)] if (folder / SWEEP).exists() else _comparison(folder)
     for inner in sorted(path.parent for path in folder.glob(f"*/{SWEEP}")):
-        parts.append(sweep_section(load_cells(inner), folder, inner.name))
+        parts.append(_inner_sweep(inner, folder))
     write_text(folder / PAGE, "\n\n".join([f"# {folder.resolve().name}", *parts]) + "\n")
     return folder / PAGE
+
+
+def _inner_sweep(inner: Path, folder: Path) -> str:
+    if not any((inner / FOLDER).glob("*.json")):
+        return f"## Sweep: {inner.name}\n\nNone of its trials is finished."
+    return sweep_section(load_cells(inner), folder, inner.name)
 
 
 def _comparison(folder: Path) -> list[str]:

@@ -192,13 +192,20 @@ def choose(groups: Sequence[Group]) -> Choice | None:
     )
 
 
+def validated(groups: Sequence[Group]) -> set[str]:
+    """Return the techniques that were measured on validation anywhere."""
+    return {name for block in _blocks(groups).values() for name in block}
+
+
 def unheard(cell: Cell) -> int:
-    """Return how many classes have training images, but so few that none of them validates."""
+    """Return how many classes have training images, but none that validates."""
     return int((_held_out(cell) == 0).sum())
 
 
 def _held_out(cell: Cell) -> Indices:
-    """Return the images that validate, of each class that has training images; empty where val.json validates."""
+    """Return the images that validate, of each class that has training images; empty where that isn't known."""
+    if cell.run.validation_counts is not None:
+        return np.array(cell.run.validation_counts)[np.array(cell.run.class_counts) > 0]
     fraction = cell.run.config.get("val_fraction")
     if fraction is None or "val" in cell.run.datastore:
         return np.empty(0, np.int64)
@@ -207,9 +214,10 @@ def _held_out(cell: Cell) -> Indices:
 
 
 def validation_error(cell: Cell) -> float | None:
-    """Return about the standard error of a cell's balanced validation accuracy; None where val.json validates.
+    """Return about the standard error of a cell's balanced validation accuracy; None where that can't be told.
 
-    Binomial, with the number of held-out images of each class as `stratified_split` has it.
+    Binomial, with the number of images of each class that validate: of runs of earlier versions, as
+    `stratified_split` has it.
     """
     held = _held_out(cell)
     held = held[held > 0]

@@ -21,7 +21,7 @@ from tailstack.figures import (
     short,
     write_csv,
 )
-from tailstack.metrics import CALIBRATION_BINS, FEW_UNDER, MANY_OVER
+from tailstack.metrics import CALIBRATION_BINS, FEW_UNDER, MANY_OVER, groups
 from tailstack.plots import (
     NAMED,
     WRITTEN,
@@ -67,18 +67,13 @@ def colour(series: Series) -> str:
     return BASELINE_COLOUR if series.technique == BASELINE else CHOSEN_COLOUR
 
 
-def class_group(count: int) -> str:
-    """Return whether a class of `count` training images is one of many, medium or few."""
-    return "many" if count > MANY_OVER else "few" if count < FEW_UNDER else "medium"
-
-
 def _histogram(group: Group, _featured: Sequence[Series], path: Path) -> str:
     order = np.argsort(-group.counts, kind="stable")
     counts, names = group.counts[order], [group.cell.run.classes[i] for i in order]
-    groups = [class_group(count) for count in counts]
+    sizes = [GROUPS[number] for number in groups(counts)]
     with drawing(path, 3.4) as (axis,):
         for name in GROUPS:
-            members = [k for k, own in enumerate(groups) if own == name]
+            members = [k for k, own in enumerate(sizes) if own == name]
             if members:
                 label = f"{name}: {len(members)} {'class' if len(members) == 1 else 'classes'}"
                 axis.bar(members, counts[members], color=GROUP_COLOURS[name], label=label, width=0.8)
@@ -86,7 +81,7 @@ def _histogram(group: Group, _featured: Sequence[Series], path: Path) -> str:
         _name_classes(axis, names)
         axis.grid(visible=False, axis="x")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    rows: list[Row] = [[name, int(count), own] for name, count, own in zip(names, counts, groups, strict=True)]
+    rows: list[Row] = [[name, int(count), own] for name, count, own in zip(names, counts, sizes, strict=True)]
     write_csv(path.with_suffix(".csv"), ("class", "training_images", "group"), rows)
     return f"{counts.sum():,} training images, from {counts[0]} down to {counts[-1]} a class."
 
@@ -177,7 +172,7 @@ def _confusion(group: Group, featured: Sequence[Series], path: Path) -> str:
     order = confusion_order(matrix, group.counts)
     with drawing(path, confusion_height(len(order))) as (axis,):
         draw_confusion(axis, matrix[np.ix_(order, order)], [names[i] for i in order], group.counts[order])
-    part_of = f" The {NAMED} classes of the lowest accuracy." if len(names) > NAMED else ""
+    part_of = f" The {len(order)} classes of the lowest accuracy." if len(names) > NAMED else ""
     return (
         f"What `{series.technique}` takes a class for (blue is right, orange is wrong), in percent of its test images, "
         f"written from {WRITTEN:.0%}; the largest classes come first.{part_of}"

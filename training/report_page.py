@@ -1,17 +1,13 @@
 """The page of a report: what to do first, then the tables, then the figures of each data set."""
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import yaml
 
-from tailstack.errors import UserError
 from tailstack.metrics import FEW_UNDER, MANY_OVER
 from training.cells import Cell
-from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered, unheard
+from training.report_command import code, fit_command, flag_value
+from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered, unheard, validated
 from training.report_figures import Shown
 from training.report_fit import CountFit, fit_counts
 from training.report_sweep import NOT_SWEPT, swept_settings
@@ -27,8 +23,7 @@ from training.report_tables import (
     test_error,
     with_std,
 )
-from training.settings import FitSettings
-from training.techniques import TECHNIQUES, Recipe, completed
+from training.techniques import TECHNIQUES, Recipe
 
 WORST = 8
 """Classes that are listed as suffering."""
@@ -36,6 +31,8 @@ ASKED = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 """Counts of images whose doubling is worth a line."""
 LEAST = 0.005
 """Gain from which it is a whole point."""
+MUCH_ERROR = 0.01
+"""Standard error from which too few images validate."""
 _OF_TECHNIQUES = {
     name
     for name in Recipe.__dataclass_fields__
@@ -54,11 +51,9 @@ def opening(groups: Sequence[Group], choice: Choice | None) -> list[str]:
         )
         return [f"## What to do\n\n{text}"]
     parts = ["## What to do", _recommendation(choice, groups), _at_each_ratio(groups, choice.technique)]
-    parts.append(
-        f"To train it on your data: `{fit_command(_chosen_groups(groups, choice)[-1].series[choice.technique])}`"
-    )
     hardest = _chosen_groups(groups, choice)[-1]
     series = hardest.series[choice.technique]
+    parts.append(f"To train it on your data: {code(fit_command(series))}")
     return [part for part in (*parts, *suffering(hardest, series), more_images(hardest, series)) if part]
 
 
@@ -69,8 +64,11 @@ def _chosen_groups(groups: Sequence[Group], choice: Choice) -> list[Group]:
 def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
     name, scores = choice.technique, choice.scores
     if len(scores) == 1:
+        found = (
+            f"Only `{name}` was" if validated(groups) == {name} else "No two techniques on the same data and seed were"
+        )
         return (
-            f"Only `{name}` was measured on validation, so that there is nothing to choose from. Add others: "
+            f"{found} measured on validation, so that there is nothing to choose from. Add others: "
             "`python -m training compare … --techniques all`."
         )
     second = list(scores)[1]
@@ -85,11 +83,9 @@ def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
     if rest:
         lines.append(f"Not run on all of these, and left out: {_enumerated([f'`{other}`' for other in rest])}.")
     if choice.error is not None:
-        lines.append(f"The standard error of such a score is about {choice.error:.3f}, because few images validate.")
-    silent = {group.label: (unheard(group.cell), len(group.counts)) for group in _chosen_groups(groups, choice)}
-    if any(count for count, _ in silent.values()):
-        told = _enumerated([f"{count} of {of} classes at {label}" for label, (count, of) in silent.items() if count])
-        lines.append(f"{told} have too few images for one to validate, and had no say in it.")
+        few = ", because few images validate" if choice.error >= MUCH_ERROR else ""
+        lines.append(f"The standard error of such a score is about {choice.error:.3f}{few}.")
+    lines += _silent(_chosen_groups(groups, choice))
     if choice.close:
         lines.append(_cheaper(choice, groups))
     others = {label: best for label, best in choice.by_group.items() if best != name}
@@ -97,6 +93,16 @@ def _recommendation(choice: Choice, groups: Sequence[Group]) -> str:
         found = _enumerated([f"`{best}` at {label}" for label, best in others.items()])
         lines.append(f"Ratio by ratio, validation would choose otherwise: {found}.")
     return " ".join(lines)
+
+
+def _silent(groups: Sequence[Group]) -> list[str]:
+    """Say which classes had no say in the choice, and why."""
+    told: dict[str, list[str]] = {}
+    for group in groups:
+        if count := unheard(group.cell):
+            why = "no image in val.json" if "val" in group.cell.run.datastore else "too few images for one to validate"
+            told.setdefault(why, []).append(f"{count} of {len(group.counts)} classes at {group.label}")
+    return [f"{_enumerated(classes)} have {why}, and had no say in it." for why, classes in told.items()]
 
 
 def _cheaper(choice: Choice, groups: Sequence[Group]) -> str:
@@ -120,30 +126,6 @@ def _at_each_ratio(groups: Sequence[Group], technique: str) -> str:
             rows.append([group.label, with_std(series.spread("top1")), signed(gain), *figures])
     header = ["ratio", f"test top-1 of `{technique}`", "over baseline", "many", "medium", "few", "ECE"]
     return markdown_table(header, rows)
-
-
-def fit_command(series: Series) -> str:
-    """Return the command that trains the technique with the settings of its cells."""
-    config = series.cells[0].run.config
-    return f"python -m training fit --datastore DATASTORE --technique {series.technique}{_flags(config)} --output RUN"
-
-
-def _flags(config: Mapping[str, Any]) -> str:
-    try:
-        technique = str(config.get("technique"))
-        plain = completed(FitSettings(datastore=Path(), output=Path(), technique=technique)).to_dict()
-    except UserError:
-        return ""
-    keys = [key for key in plain if key in config and key not in NOT_SWEPT | {"technique", "seed"}]
-    return "".join(f" --{key} {_flag(config[key])}" for key in keys if config[key] != plain[key])
-
-
-def _flag(value: Any) -> str:
-    if isinstance(value, list):
-        return f'"[{", ".join(map(str, value))}]"'
-    if isinstance(value, dict):
-        return f'"{yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=math.inf).strip()}"'
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def suffering(group: Group, series: Series) -> list[str]:
@@ -237,7 +219,7 @@ def conditions(cells: Sequence[Cell], groups: Sequence[Group]) -> list[str]:
     first = cells[0].run
     differing = [setting for setting in swept_settings(cells) if setting not in _OF_A_CELL]
     same = {key: value for key, value in first.config.items() if key not in {*_OF_A_CELL, *differing}}
-    given = ", ".join(f"{key} {_flag(value)}" for key, value in same.items() if value not in (None, {}, []))
+    given = ", ".join(f"{key} {flag_value(value)}" for key, value in same.items() if value not in (None, {}, []))
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     return [
         "## How it was measured",
@@ -266,7 +248,7 @@ def _different_settings(differing: Sequence[str], groups: Sequence[Group]) -> li
 
 def _at_ratios(setting: str, groups: Sequence[Group], cells: Sequence[Sequence[Cell]]) -> list[str]:
     """Return a setting's value at each ratio, by the cells of each, or nothing where those of one differ in it."""
-    found = [{_flag(cell.run.config.get(setting)) for cell in own} for own in cells]
+    found = [{flag_value(cell.run.config.get(setting)) for cell in own} for own in cells]
     if any(len(values) > 1 for values in found):
         return []
     return [f"{values.pop()} at ratio {group.label}" for group, values in zip(groups, found, strict=True)]

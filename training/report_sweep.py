@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tailstack.errors import UserError
 from tailstack.figures import BLUE, INK, Row, drawing, percent, write_csv
 from training.cells import Cell
 from training.report_figures import Shown
@@ -23,15 +22,10 @@ def sweep_section(cells: Sequence[Cell], folder: Path, name: str = "sweep") -> s
     """Write the figures of a sweep into `folder`/figures, and return its part of the page, as Markdown.
 
     Args:
-        cells: finished trials; a setting in which their configurations differ was swept.
+        cells: finished trials, one or more; a setting in which their configurations differ was swept.
         folder: of the page.
         name: heading, and the beginning of the figures' names.
-
-    Raises:
-        UserError: there are no cells.
     """
-    if not cells:
-        raise UserError(f"sweep {name} has no finished trial")
     swept = swept_settings(cells)
     ranked = sorted(cells, key=lambda cell: -_validation(cell))
     figures = folder / "figures"
@@ -54,12 +48,14 @@ def sweep_section(cells: Sequence[Cell], folder: Path, name: str = "sweep") -> s
 
 def _what_was_alike(cells: Sequence[Cell]) -> str:
     """Say on what the trials were trained, and for how long, so that their accuracies aren't taken for more."""
-    config, swept = cells[0].run.config, swept_settings(cells)
-    pretrained = "from ImageNet weights" if config["pretrained"] else "from scratch"
-    lengths = (
-        "" if {"epochs", "resolution"} & set(swept) else f", {config['epochs']} epochs at {config['resolution']} pixels"
+    config, swept = cells[0].run.config, set(swept_settings(cells))
+    facts = (
+        ({"pretrained"}, "from ImageNet weights" if config["pretrained"] else "from scratch"),
+        ({"epochs", "resolution"}, f"{config['epochs']} epochs at {config['resolution']} pixels"),
+        ({"seed"}, f"seed {cells[0].seed}"),
     )
-    return f"Trials on `{cells[0].datastore}`, {pretrained}{lengths}, seed {cells[0].seed}."
+    alike = [text for settings, text in facts if not settings & swept]
+    return f"{', '.join([f'Trials on `{cells[0].datastore}`', *alike])}."
 
 
 def swept_settings(cells: Sequence[Cell]) -> list[str]:

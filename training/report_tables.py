@@ -168,15 +168,16 @@ def _beside(group: Group, technique: str, theirs: float | None) -> str:
 
 
 def _improvements(groups: Sequence[Group], technique: str, reference: Reference) -> str:
-    ours = average_improvement(groups, technique)
     gains = [
-        reference[technique, ratio] - reference[BASELINE, ratio]
-        for name, ratio in reference
-        if name == technique and (BASELINE, ratio) in reference
+        (gain, reference[technique, group.ratio] - reference[BASELINE, group.ratio])
+        for group in groups
+        if (gain := group.improvement(technique)) is not None
+        and {(technique, group.ratio), (BASELINE, group.ratio)} <= reference.keys()
     ]
-    if technique == BASELINE or ours is None or not gains:
+    if technique == BASELINE or not gains:
         return ""
-    return f"{ours:+.4f} (there {np.mean(gains):+.4f})"
+    ours, theirs = np.mean(gains, axis=0)
+    return f"{ours:+.4f} (there {theirs:+.4f})"
 
 
 def reference_findings(groups: Sequence[Group], reference: Reference) -> list[str]:

@@ -20,7 +20,9 @@ def resolution_at(epoch: int, epochs: int, first: int, last: int) -> int:
     share = epoch / (_GROWN * epochs)
     if not first or first >= last or share >= 1:
         return last
-    return min(last, round((first + share * (last - first)) / _STEP) * _STEP)
+    if epoch == 0:
+        return first
+    return min(last, max(first, round((first + share * (last - first)) / _STEP) * _STEP))
 
 
 def first_layers(backbone: nn.Module) -> list[nn.Module]:

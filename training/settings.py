@@ -119,9 +119,9 @@ class FitSettings:
         Raises:
             UserError: naming the setting.
         """
-        for name in ("batch_size", "epochs", "second_cycle", "resolution", "devices", "num_nodes", "threshold"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}, and has to be 1 or more")
+        counted = ("batch_size", "epochs", "second_cycle", "resolution", "devices", "num_nodes", "threshold")
+        _at_least(self, 1, *counted)
+        _at_least(self, 0, "grow_from", "num_workers", "cpus_per_learner")
         if self.budget is not None:
             self._check_budget(self.budget)
         if self.processes > 1:
@@ -238,4 +238,20 @@ class SweepSettings:
     cpus_per_trial: int = 0
     """Cores that one trial takes; 0 takes all of a machine, so that trials follow each other."""
     cluster: str | None = None
-    """Address of a Ray cluster; without one, this machine."""
+    """Address of a Ray cluster, ray://HOST:PORT; without one, or with `auto`, this machine."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no sweep can have.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        refuse_remote("--output", self.output)
+        _at_least(self, 0, "samples", "cpus_per_trial")
+
+
+def _at_least(settings: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}, and has to be {least} or more")

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import logging
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tailstack import datastore as datastores
+from tailstack.cluster import connect, share_of_machine
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.files import make_folder, read_json, write_json, write_text
@@ -52,8 +52,9 @@ def sweep(settings: SweepSettings, base: FitSettings, swept: dict[str, list[Any]
         A row a trial, the best on validation first, as in `sweep.csv`.
 
     Raises:
-        UserError: nothing is swept, a setting or the datastore can't be used, `output` has another sweep, or no trial
-            was finished.
+        UserError: nothing is swept, a setting, the datastore or the cluster can't be used, `output` has another sweep,
+            or no trial was finished.
+        KeyboardInterrupt: the user stopped it; the trials go on where they were.
     """
     if not swept:
         raise UserError('give a setting as a list to sweep it: --lr "[1e-3, 2e-3]"')
@@ -159,13 +160,20 @@ def scheduler(shortest: int) -> ASHAScheduler:
 
 def _try_all(settings: SweepSettings, runs: Sequence[FitSettings], output: Path) -> list[Any]:
     """Return Tune's result of each run, in their order."""
-    ray.init(address=settings.cluster, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    connect(settings.cluster, log_to_driver=False)
     try:
         results = _tuner(settings, runs, output).fit()
-        by_number = {(results[i].config or {})["point"]: results[i] for i in range(len(results))}
+        ended = [results[i] for i in range(len(results)) if _has_ended(results[i])]
     finally:
         ray.shutdown()
-    return [by_number[number] for number in range(len(runs))]
+    # Tune takes a first Ctrl-C itself, notes how far the trials are, and returns as if all had ended.
+    if len(ended) < len(runs):
+        raise KeyboardInterrupt
+    return sorted(ended, key=lambda result: result.config["point"])
+
+
+def _has_ended(result: Any) -> bool:
+    return result.error is not None or bool((result.metrics or {}).get("done"))
 
 
 def _tuner(settings: SweepSettings, runs: Sequence[FitSettings], output: Path) -> tune.Tuner:
@@ -174,8 +182,8 @@ def _tuner(settings: SweepSettings, runs: Sequence[FitSettings], output: Path) -
     def trial(config: dict[str, int]) -> None:
         train_trial(runs[config["point"]], shortest, tune.report)
 
-    cpus = settings.cpus_per_trial or os.cpu_count() or 1
-    able = tune.with_resources(trial, {"cpu": cpus, "gpu": 1} if _has_gpu() else {"cpu": cpus})
+    cpus, gpus = share_of_machine("--cpus_per_trial", settings.cpus_per_trial)
+    able = tune.with_resources(trial, {"cpu": cpus, "gpu": gpus})
     path = str(output / _STATE)
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, able, resume_unfinished=True, restart_errored=True)
@@ -187,10 +195,6 @@ def _tuner(settings: SweepSettings, runs: Sequence[FitSettings], output: Path) -
         ),
         run_config=tune.RunConfig(name=_STATE, storage_path=str(output), verbose=1),
     )
-
-
-def _has_gpu() -> bool:
-    return bool(ray.cluster_resources().get("GPU", 0))
 
 
 def _save_cell(point: Point, run: Path, named: FitSettings, output: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import onnx
 import pytest
 
@@ -115,3 +116,19 @@ def test_no_file_or_no_data_set(file: Path, tmp_path: Path) -> None:
         verify(tmp_path / "none.onnx")
     with pytest.raises(UserError, match=r"datastore .*gone doesn't exist"):
         verify(file, tmp_path / "gone")
+    change(file, provenance={**artifact_of(file).provenance, "datastore": {"path": str(tmp_path / "moved")}})
+    with pytest.raises(UserError, match=r"data set in .*moved, which doesn't exist: add --datastore"):
+        verify(file)
+
+
+def test_a_file_in_an_object_store(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    for path in (file, file.with_name(f"{file.name}.sha256")):
+        store.pipe(f"/audited/{path.name}", path.read_bytes())
+    assert all(check.passed for check in checks(Path("memory://audited/ensemble.onnx")))
+    store.pipe("/audited/ensemble.onnx.sha256", b"0" * 64)
+    with pytest.raises(UserError, match=r"^memory://audited/ensemble\.onnx is not what it says of itself: SHA-256$"):
+        verify(Path("memory://audited/ensemble.onnx"))
+    with pytest.raises(UserError, match=r"^model memory://audited/none\.onnx doesn't exist; make one"):
+        verify(Path("memory://audited/none.onnx"))

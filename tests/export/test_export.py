@@ -171,7 +171,7 @@ def test_the_command_shows_steps_and_keeps_the_exporters_talk_to_itself(tiny_exp
     assert len(lines) == 6
     assert lines[0].startswith("Fusing 2 learner(s)")
     assert lines[4] == f"Its card: {output}.MODEL_CARD.md"
-    assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\)", lines[3])
+    assert re.search(r"largest difference from torch \d\.\de-\d+ \(limit 0\.0001\), top-1 0\.\d{4} on test$", lines[3])
     assert lines[5] == f"Next: TAILSTACK_MODEL={output} bentoml serve"
 
 

@@ -17,7 +17,7 @@ from export import verify
 from export.export import export
 from export.graph import build_graph
 from tailstack.errors import UserError
-from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
+from tailstack.run import CONFIG_FILE, ENSEMBLE_FILE, WEIGHTS_FILE, RunRecord, learner_folder
 from tests.conftest import CLASSES, ROOT
 from tests.export.runs import copied, edit
 
@@ -97,8 +97,11 @@ def test_weights_that_do_not_fit(tiny_run: Path, tmp_path: Path, damage: str) ->
 def test_a_datastore_that_is_gone(tiny_run: Path, tmp_path: Path) -> None:
     run = copied(tiny_run, tmp_path)
     edit(run, datastore={"path": str(tmp_path / "gone")})
-    with pytest.raises(UserError, match="gone doesn't exist"):
+    with pytest.raises(UserError) as caught:
         export(run, tmp_path / "a.onnx")
+    command = f"python -m training fit --config {run / CONFIG_FILE} --datastore DATASTORE --output {run}"
+    assert f"in {tmp_path / 'gone'}, which doesn't exist" in str(caught.value)
+    assert str(caught.value).endswith(command)
 
 
 def test_a_datastore_that_has_changed_is_no_reason_to_leave_validation_out(

@@ -140,7 +140,9 @@ def test_the_file_says_that_it_is_int8_and_serves(
     assert artifact.cascade is not None
     assert artifact.evidence is not None
     assert artifact.evidence["without_int8"] == 2
-    assert "With int8: the best graph without it takes 2.00 times as long" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "With int8: the best graph without it takes 2.00 times as long" in said
+    assert f", the plain ensemble's top-1 {artifact.accuracy['top1']:.4f} on test\n" in said
     forms = list(artifact.evidence["forms"].values())
     assert any("unsigned activations, 0 block(s) in float" in text for text in forms)
     for card, text in zip(artifact.learners, forms, strict=True):

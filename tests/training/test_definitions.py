@@ -220,10 +220,25 @@ def test_a_users_factors_multiply_the_weights_of_the_loss() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "first", "expected"),
-    [(6, 64, [64, 64, 80, 96, 96, 96]), (3, 48, [48, 64, 96]), (4, 0, [96] * 4), (4, 128, [96] * 4)],
+    [
+        (6, 64, [64, 64, 80, 96, 96, 96]),
+        (3, 48, [48, 64, 96]),
+        (4, 0, [96] * 4),
+        (4, 128, [96] * 4),
+        (6, 8, [8, 32, 48, 80, 96, 96]),
+        (3, 40, [40, 64, 96]),
+    ],
 )
 def test_the_resolution_grows_and_is_full_for_the_last_third(epochs: int, first: int, expected: list[int]) -> None:
     assert [resolution_at(epoch, epochs, first, 96) for epoch in range(epochs)] == expected
+
+
+@given(st.integers(1, 100), st.integers(1, 300), st.integers(1, 300))
+def test_the_resolution_never_falls(epochs: int, first: int, last: int) -> None:
+    grown = [resolution_at(epoch, epochs, first, last) for epoch in range(epochs)]
+    assert grown == sorted(grown)
+    assert grown[0] == min(first, last)
+    assert max(grown) <= last
 
 
 def test_the_first_layers_of_an_efficientnet_are_its_stem_and_two_stages() -> None:

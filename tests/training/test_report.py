@@ -356,5 +356,3 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     (tmp_path / "cells" / "a.json").write_text("{}")
     with pytest.raises(UserError, match="form"):
         report(tmp_path)
-    with pytest.raises(UserError, match="no finished trial"):
-        sweep_section([], tmp_path)

@@ -3,8 +3,10 @@
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from tailstack.errors import UserError
 from tailstack.files import read_json
 from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE
 from training import sweep as module
+from training.learner import METRICS
 from training.settings import FitSettings, SweepSettings
 from training.sweep import METRIC, PROGRESS, scheduler, train_trial
 
@@ -74,13 +77,65 @@ def test_losers_are_stopped_early_and_samples_are_drawn(tiny_datastore: Path, tm
 
 @pytest.mark.parametrize(
     ("flags", "says"),
-    [([], "as a list to sweep"), (["--epochs=[0,1]"], "--epochs is 0"), (["--lr=[]"], "--lr is an empty list")],
+    [
+        ([], "as a list to sweep"),
+        (["--epochs=[0,1]"], "--epochs is 0"),
+        (["--lr=[]"], "--lr is an empty list"),
+        (["--lr=[0.1,0.2]", "--samples=-1"], "--samples is -1"),
+        (["--lr=[0.1,0.2]", "--cpus_per_trial=4096"], "--cpus_per_trial is 4096"),
+    ],
 )
 def test_a_mistake_gets_one_clear_line(tiny_datastore: Path, tmp_path: Path, flags: list[str], says: str) -> None:
     done = sweep(tiny_datastore, tmp_path, *flags)
     assert done.returncode == 1
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_results_in_an_object_store(tiny_datastore: Path) -> None:
+    with pytest.raises(UserError, match=r"--output is s3://bucket/sweep, and has to be a folder of this machine"):
+        sweep_here(tiny_datastore, Path("s3://bucket/sweep"), {"lr": [0.1, 0.2]})
+
+
+def test_no_cluster_at_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise ConnectionError("nobody answers")
+
+    monkeypatch.setattr(module.ray, "init", init)
+    with pytest.raises(UserError, match="there is no Ray cluster at head:1"):
+        module._try_all(SweepSettings(tmp_path, cluster="head:1"), [], tmp_path)
+
+
+def test_ctrl_c_ends_the_sweep_and_the_same_command_goes_on(tiny_datastore: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "training", "sweep", "--datastore", str(tiny_datastore), "--output", str(tmp_path)]
+    flags = ["--architectures=[lcnet_035]", "--lr=[1e-3,1e-2]", "--epochs=4"]
+    with subprocess.Popen([*line, *TINY, *flags], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as begun:
+        while not list(tmp_path.rglob(METRICS)):
+            assert begun.poll() is None
+            time.sleep(0.05)
+        begun.send_signal(signal.SIGINT)
+        _, said = begun.communicate(timeout=600)
+    assert begun.returncode == 130
+    assert b"Run the same command again" in said
+    assert not (tmp_path / "sweep.csv").exists()
+    done = sweep(tiny_datastore, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr
+    assert any(row["test_top1"] for row in rows(tmp_path))
+
+
+def test_trials_that_were_never_begun_are_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(number: int, **values: Any) -> SimpleNamespace:
+        config = {"point": number}
+        return SimpleNamespace(**{"metrics": {"done": True}, "error": None, "config": config, **values})
+
+    ended = [result(1), result(0, metrics={}, error=RuntimeError())]
+    runs = [FitSettings(tmp_path, tmp_path / str(number)) for number in range(3)]
+    monkeypatch.setattr(module, "connect", lambda *_, **__: None)
+    for found in (ended, [*ended, result(2, metrics={METRIC: 0.5})], [*ended, result(2, metrics=None, config=None)]):
+        monkeypatch.setattr(module, "_tuner", lambda *_, found=found: SimpleNamespace(fit=lambda: found))
+        with pytest.raises(KeyboardInterrupt):
+            module._try_all(SweepSettings(tmp_path), runs, tmp_path)
+    assert module._try_all(SweepSettings(tmp_path), runs[:2], tmp_path) == ended[::-1]
 
 
 class Trains:
