@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.capacity_plan import main
-from tailstack.errors import run_command
+from benchmarks.command import run_benchmark
 
 if __name__ == "__main__":
-    run_command(main)
+    run_benchmark(main)

@@ -23,7 +23,7 @@ from benchmarks.queueing import Replica
 from benchmarks.report import show
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
-from tailstack.files import read_json, write_json, write_text
+from tailstack.files import make_folder, read_json, write_json, write_text
 
 QUEUE_SHARE = 0.1
 """At which deploy/kubernetes adds pods: images in the server, as a share of `TAILSTACK_MAX_QUEUE`."""
@@ -217,6 +217,29 @@ def _load(rate: float, most: float, scaled: float, price: float) -> dict[str, fl
     }
 
 
+def run_capacity(settings: CapacitySettings) -> str:
+    """Check if asked to, plan, write the report, and return the page.
+
+    What the check measured is written before the plan is made, which may be refused: minutes, to plan from anew.
+
+    Raises:
+        UserError: a setting is out of its range, nothing has been measured, or no load can be answered in time.
+    """
+    settings.validate()
+    # Folders that can't be written are found before minutes of measuring.
+    path = make_folder(settings.output) / "capacity.json"
+    figure = make_folder(settings.page.parent) / settings.page.with_suffix(".png").name
+    if settings.check:
+        write_json(path, {"check": check_server(settings.model, settings.datastore, settings.seconds)})
+    check = measured_before(path)
+    report = {**plan(settings, check), "check": check}
+    write_json(path, report)
+    draw(report, figure)
+    text = markdown(report, figure.name)
+    write_text(settings.page, text)
+    return text
+
+
 def main() -> None:
     """Parse the command line, plan, check if asked to, and write the page."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -227,16 +250,4 @@ def main() -> None:
     parser.add_class_arguments(CapacitySettings)
     values = parser.parse_args().as_dict()
     values.pop("config")
-    settings = CapacitySettings(**values)
-    settings.validate()
-    path = settings.output / "capacity.json"
-    check = (
-        check_server(settings.model, settings.datastore, settings.seconds) if settings.check else measured_before(path)
-    )
-    report = {**plan(settings, check), "check": check}
-    figure = settings.page.with_suffix(".png")
-    write_json(path, report)
-    draw(report, figure)
-    text = markdown(report, figure.name)
-    write_text(settings.page, text)
-    show(text)
+    show(run_capacity(CapacitySettings(**values)))

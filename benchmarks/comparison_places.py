@@ -15,8 +15,10 @@ def is_ahead(one: Row, other: Row) -> bool:
     """Return whether one system is faster than another one in so many rounds that chance doesn't explain it.
 
     By a sign test: it asks nothing of how the rounds' rates are spread, and a round in which the machine is slow for
-    both is one round like the others.
+    both is one round like the others. A system of which requests failed is neither ahead nor behind.
     """
+    if one["failed"] or other["failed"]:
+        return False
     rounds = [(a, b) for a, b in zip(one["rounds"], other["rounds"], strict=True) if a != b]
     if not rounds:
         return False
@@ -24,8 +26,13 @@ def is_ahead(one: Row, other: Row) -> bool:
     return bool(binomtest(wins, len(rounds), alternative="greater").pvalue <= _DOUBT)
 
 
-def place(row: Row, rows: Sequence[Row]) -> int:
-    """Return a row's place among those of `rows` at the same load: 1, and 1 more for each that is ahead."""
+def place(row: Row, rows: Sequence[Row]) -> int | None:
+    """Return a row's place among those of `rows` at the same load: 1, and 1 more for each that is ahead.
+
+    None where requests failed, which took less work, or where all answer what they are sent: in the open loop.
+    """
+    if row["failed"] or row["where"] == OPEN_LOOP:
+        return None
     return 1 + sum(is_ahead(other, row) for other in rows if _load(other) == _load(row))
 
 

@@ -1,20 +1,20 @@
 """The exported file beside what runs the same learners otherwise, in this process, in turns."""
 
 import importlib.metadata
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 import tailstack
-from benchmarks.comparison_rows import IN_PROCESS, Row
+from benchmarks.comparison_rows import IN_PROCESS, Row, relative
 from benchmarks.latency import Timing, cycling, time_in_turns
 from benchmarks.predictors import OnnxModel, Predict, openvino_predictor, torch_predictor
 from export.cascade import Blend
 from export.graph import build_learner_graph
 from export.validation import Voters
 from tailstack.artifact import Artifact
+from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.network import load_learner
 from tailstack.progress import track
@@ -25,7 +25,26 @@ PLAIN, CHEAPER = "tailstack, plain", "tailstack, cheaper file"
 BATCHES = (1, 8)
 
 
-def systems(model: OnnxModel, cheaper: Path | None, run: Path | None, threads: int) -> dict[str, Predict]:
+def check_cheaper(plain: Artifact, cheaper: Artifact) -> None:
+    """Refuse a cheaper file that isn't of the plain one's run: it would do other work.
+
+    Its learners are those of the plain file, some of them or all. A student, of which training knows the teacher, is
+    another learner, beside some of them or alone.
+
+    Raises:
+        UserError: its classes, its image size or its learners' weights are others.
+    """
+    for what in ("classes", "image_size"):
+        if getattr(plain, what) != getattr(cheaper, what):
+            raise UserError(f"--cheaper has another {what} than --model: export both from the same run")
+    own, theirs = (set(artifact.provenance["weights"].values()) for artifact in (cheaper, plain))
+    teacher = cheaper.provenance["config"].get("teacher")
+    taught_here = teacher is not None and (own & theirs or Path(teacher).name == Path(plain.provenance["run"]).name)
+    if len(own - theirs) > bool(taught_here):
+        raise UserError("--cheaper has learners with other weights than --model: export both from the same run")
+
+
+def systems(model: OnnxModel, cheaper: OnnxModel | None, run: Path | None, threads: int) -> dict[str, Predict]:
     """Return what is measured, by name, ours first.
 
     Args:
@@ -35,11 +54,11 @@ def systems(model: OnnxModel, cheaper: Path | None, run: Path | None, threads: i
         threads: threads of one inference, in all of them.
 
     Raises:
-        UserError: a file or the run is missing, or the run's weights are not the file's.
+        UserError: the run is missing, or its weights are not the file's.
     """
     found: dict[str, Predict] = {PLAIN: model.predict}
     if cheaper:
-        found[CHEAPER] = OnnxModel.load(cheaper, threads).predict
+        found[CHEAPER] = cheaper.predict
     eager = torch_predictor(model, run, threads)
     return {
         **found,
@@ -47,7 +66,7 @@ def systems(model: OnnxModel, cheaper: Path | None, run: Path | None, threads: i
         "torch, eager": eager,
         "torch, compiled": torch_predictor(model, run, threads, compiled=True),
         "openvino, f32": openvino_predictor(model.path, threads, "f32"),
-        "openvino, bf16": openvino_predictor(model.path, threads, "bf16"),
+        **_in_bf16(model.path, threads),
     }
 
 
@@ -75,6 +94,15 @@ def measure(found: Mapping[str, Predict], photos: Pixels, rounds: int, seconds: 
     return rows
 
 
+def _in_bf16(path: Path, threads: int) -> dict[str, Predict]:
+    """Return the file in OpenVINO in bf16, and nothing on a processor without it."""
+    try:
+        return {"openvino, bf16": openvino_predictor(path, threads, "bf16")}
+    except UserError as error:
+        print(f"openvino, bf16 is left out: {error}", flush=True)
+        return {}
+
+
 def _sessions(artifact: Artifact, run: Path | None, threads: int) -> Predict:
     run = run or Path(artifact.provenance["run"])
     record = RunRecord.load(run)
@@ -96,8 +124,10 @@ def _row(name: str, batch: int, timing: Timing, ours: Timing) -> Row:
         p50_ms=percentiles["p50"],
         p99_ms=percentiles["p99"],
         server_cpu_ms_per_request=None,
-        relative_to_ours=statistics.median(a / b for a, b in zip(timing.rates(), ours.rates(), strict=True)),
+        relative_to_ours=relative(timing.rates(), ours.rates()),
         rounds=timing.rates(),
+        failed=0.0,
+        load_cores=None,
     )
 
 

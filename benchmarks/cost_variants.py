@@ -199,7 +199,7 @@ def measure_worth(
 
 
 def main() -> None:
-    """Parse the command line, measure, print, and write the report."""
+    """Parse the command line, measure, write the report, and print it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="python benchmarks/cost.py", description=CostSettings.__doc__)
     parser.add_argument("run", type=Path, help="folder that `python -m training fit` wrote")
@@ -211,10 +211,10 @@ def main() -> None:
         rows = run_costs(settings, Path(folder))
     machine = {**describe_machine("CPUExecutionProvider", max(THREADS)), "cores_of_others": round(others.cores(), 2)}
     text = markdown(rows, machine)
-    show(text)
     write_json(output / "cost.json", rows)
     write_text(output / "cost.md", text)
     draw(rows, output / "cost.png")
+    show(text)
 
 
 def _answer(path: Path, runtime: Runtime) -> Answer:

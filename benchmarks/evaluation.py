@@ -37,15 +37,15 @@ def run_evaluation(settings: EvalSettings) -> Evaluation:
 
 
 def main() -> None:
-    """Parse the command line, measure, print, write the report, and hold it against the limits."""
+    """Parse the command line, measure, write the report, print it, and hold it against the limits."""
     settings = _settings()
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output) if settings.output else None
     found = run_evaluation(settings)
-    show(markdown(found.report))
     if output:
         write_json(output / "eval.json", found.report)
         write_text(output / "eval.md", markdown(found.report, draw_figures(found, output)))
+    show(markdown(found.report))
     broken = broken_limits(found.report, settings)
     if broken:
         raise UserError("\n".join(broken))

@@ -62,7 +62,7 @@ def _confusion(found: Evaluation, path: Path) -> str:
     order = confusion_order(shares, counts)
     with drawing(path, confusion_height(len(order))) as (axis,):
         draw_confusion(axis, shares[np.ix_(order, order)], [names[i] for i in order], counts[order])
-    part = f" The {NAMED} classes of the lowest accuracy." if len(names) > NAMED else ""
+    part = f" The {len(order)} classes of the lowest accuracy." if len(names) > NAMED else ""
     return (
         "What a class is taken for (blue is right, orange is wrong), in percent of its test images, written from "
         f"{WRITTEN:.0%}; the largest classes come first.{part}"

@@ -3,11 +3,12 @@
     python benchmarks/growth.py --model models/ensemble.onnx
 
 Learners, classes and pixels are those of untrained files, made on the spot, with one thing changed at a time; the batch
-size and HTTP are measured with your own file. Writes growth.json, growth.md and growth.png.
+size and HTTP are measured with your own file. Writes growth.json, growth.md and growth.png, anew after each part.
 """
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from benchmarks.machine import cores_of_others, describe_machine
 from benchmarks.picture import synthetic_picture
 from benchmarks.predictors import OnnxModel
 from benchmarks.report import show
+from benchmarks.wrk import check_wrk
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 
@@ -52,7 +54,7 @@ def run_growth(
     batches: tuple[int, ...] = BATCH_VALUES,
     concurrencies: tuple[int, ...] = CONCURRENCIES,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Measure, and return the rows and the machine.
+    """Measure, write what is measured after each part, and return the rows and the machine.
 
     Args:
         settings: of the measurement.
@@ -65,22 +67,33 @@ def run_growth(
     """
     if settings.rounds < 1 or settings.seconds <= 0:
         raise UserError("--rounds has to be 1 or more, and --seconds above 0")
+    if settings.http:
+        check_wrk()
+    # A folder that can't be written is found before minutes of measuring.
+    make_folder(settings.output)
     cores = len(os.sched_getaffinity(0))
     model = OnnxModel.load(settings.model, cores)
-    busy = cores_of_others()
+    machine = {**describe_machine(model.provider, cores), "cores_of_others": cores_of_others()}
     seconds = settings.seconds / 5
     with tempfile.TemporaryDirectory() as folder:
         files = build_files(plan or Plan(settings.architecture), Path(folder))
         rows = measure_files(files, cores, settings.rounds, seconds)
-        rows += measure_batches(model, batches, settings.rounds, seconds)
-        if settings.http:
-            picture = synthetic_picture()
-            rows += measure_concurrency(settings.model, picture, concurrencies, settings.rounds, settings.seconds)
-    return rows, {**describe_machine(model.provider, cores), "cores_of_others": busy}
+    rows += measure_batches(model, batches, settings.rounds, seconds)
+    _write(settings, rows, machine)
+    if settings.http:
+        rows += measure_concurrency(model.path, synthetic_picture(), concurrencies, settings.rounds, settings.seconds)
+        _write(settings, rows, machine)
+    return rows, machine
+
+
+def _write(settings: GrowthSettings, rows: Sequence[Row], machine: Mapping[str, Any]) -> None:
+    write_json(settings.output / "growth.json", rows)
+    write_text(settings.output / "growth.md", markdown(rows, settings.architecture, machine))
+    draw(rows, settings.output / "growth.png")
 
 
 def main() -> None:
-    """Parse the command line, measure, print, and write the report."""
+    """Parse the command line, measure, write the report, and print it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False, prog="python benchmarks/growth.py", description=GrowthSettings.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below; flags override it")
@@ -88,11 +101,5 @@ def main() -> None:
     values = parser.parse_args().as_dict()
     values.pop("config")
     settings = GrowthSettings(**values)
-    # A folder that can't be written is found before minutes of measuring.
-    output = make_folder(settings.output)
     rows, machine = run_growth(settings)
-    text = markdown(rows, settings.architecture, machine)
-    show(text)
-    write_json(output / "growth.json", rows)
-    write_text(output / "growth.md", text)
-    draw(rows, output / "growth.png")
+    show(markdown(rows, settings.architecture, machine))

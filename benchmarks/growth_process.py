@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.comparison_rows import IN_PROCESS
+from benchmarks.comparison_rows import IN_PROCESS, relative
 from benchmarks.growth_files import Built
-from benchmarks.growth_rows import BATCH, Row, relative
+from benchmarks.growth_rows import BATCH, Row
 from benchmarks.latency import Timing, time_in_turns
 from benchmarks.predictors import OnnxModel, Predict, engine_predictor
 from tailstack.engine import open_engine
@@ -86,5 +86,6 @@ def _row(axis: str, value: int, timing: Timing, first: Timing) -> Row:
         p99_ms=percentiles["p99"],
         server_cpu_ms_per_request=None,
         refused=None,
+        load_cores=None,
         relative_to_first=relative(timing.rates(), first.rates()),
     )

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from benchmarks.growth_rows import BATCH, CLASSES, CONCURRENCY, LEARNERS, PIXELS, Row
-from benchmarks.report import machine_line, table
+from benchmarks.report import cell, machine_line, table
 from tailstack.files import whole_file
 
 _TITLES = {
@@ -60,8 +61,10 @@ def _panel(axes: Axes, axis: str, rows: Sequence[Row]) -> None:
     for colour, (label, series) in zip(_COLOURS, _series(axis, rows).items(), strict=False):
         values = [row["value"] for row in series]
         if axis == _DELAY:
-            axes.plot(values, [row["p50_ms"] for row in series], "o-", color=colour, label=f"{label}, median")
-            axes.plot(values, [row["p99_ms"] for row in series], "o:", color=colour, label=f"{label}, 99%")
+            # None, where nothing was answered, becomes a gap.
+            delays = np.array([[row["p50_ms"], row["p99_ms"]] for row in series], dtype=np.float64)
+            axes.plot(values, delays[:, 0], "o-", color=colour, label=f"{label}, median")
+            axes.plot(values, delays[:, 1], "o:", color=colour, label=f"{label}, 99%")
         else:
             axes.plot(values, [_height(axis, row) for row in series], "o-", color=colour, label=label)
     if axis in (CLASSES, BATCH, CONCURRENCY, _DELAY):
@@ -96,7 +99,7 @@ def _series(axis: str, rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _table(axis: str, title: str, rows: Sequence[Row]) -> str:
     header = [axis, "images/s", "beside the first", "p50 ms", "p99 ms"]
     if axis == CONCURRENCY:
-        header += ["workers", "server CPU ms", "refused"]
+        header += ["workers", "server CPU ms", "refused", "load cores"]
     elif axis in _COSTS:
         header.append("batch")
     return table(header, [_line(axis, row) for row in rows], title)
@@ -106,12 +109,17 @@ def _line(axis: str, row: Row) -> list[str]:
     cells = [
         str(row["value"]),
         f"{row['images_per_second']:.1f}",
-        f"{row['relative_to_first']:.2f}",
-        f"{row['p50_ms']:.1f}",
-        f"{row['p99_ms']:.1f}",
+        cell(row["relative_to_first"], ".2f"),
+        cell(row["p50_ms"], ".1f"),
+        cell(row["p99_ms"], ".1f"),
     ]
     if axis == CONCURRENCY:
-        return [*cells, str(row["workers"]), f"{row['server_cpu_ms_per_request']:.1f}", f"{row['refused']:.1%}"]
+        load = [
+            cell(row["server_cpu_ms_per_request"], ".1f"),
+            cell(row["refused"], ".1%"),
+            cell(row["load_cores"], ".2f"),
+        ]
+        return [*cells, str(row["workers"]), *load]
     return [*cells, str(row["batch"])] if axis in _COSTS else cells
 
 

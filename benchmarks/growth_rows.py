@@ -1,7 +1,5 @@
 """The table of `growth.py`: one row for each value of what grows."""
 
-import statistics
-from collections.abc import Sequence
 from typing import TypedDict
 
 LEARNERS, BATCH, CLASSES, PIXELS, CONCURRENCY = "learners", "batch", "classes", "pixels", "concurrency"
@@ -20,17 +18,14 @@ class Row(TypedDict):
     workers: int
     """Processes with a model."""
     images_per_second: float
-    p50_ms: float
-    """Of a call or a request."""
-    p99_ms: float
+    p50_ms: float | None
+    """Of a call or a request; None where none was answered."""
+    p99_ms: float | None
     server_cpu_ms_per_request: float | None
     """Processor time of the server and of all that it started; None in process."""
     refused: float | None
     """Share of the requests that were answered with an error, or not at all; None in process."""
-    relative_to_first: float
+    load_cores: float | None
+    """Cores that the load itself took; None in process."""
+    relative_to_first: float | None
     """Images per second beside the axis's first value, all else equal: the median of the rounds' ratios."""
-
-
-def relative(own: Sequence[float], first: Sequence[float]) -> float:
-    """Return the median of the rounds' ratios."""
-    return statistics.median(a / b for a, b in zip(own, first, strict=True))

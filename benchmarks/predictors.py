@@ -57,8 +57,16 @@ def engine_predictor(engine: Engine) -> Predict:
 
 
 def openvino_predictor(path: Path, threads: int, precision: Literal["f32", "bf16"] = "f32") -> Predict:
-    """Load a file in OpenVINO, in the precision that serving uses or in bf16."""
-    return engine_predictor(OpenVinoEngine.open(path, threads, precision=precision))
+    """Load a file in OpenVINO, in the precision that serving uses or in bf16.
+
+    Raises:
+        UserError: it can't be loaded, or the processor has no such precision: OpenVINO would take another one unasked.
+    """
+    engine = OpenVinoEngine.open(path, threads, precision=precision)
+    taken = engine.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if taken != precision:
+        raise UserError(f"OpenVINO computes in {taken} here, not in {precision}")
+    return engine_predictor(engine)
 
 
 def torch_predictor(model: OnnxModel, run: Path | None, threads: int, *, compiled: bool = False) -> Predict:

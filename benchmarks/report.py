@@ -29,6 +29,11 @@ def machine_line(report: Mapping[str, Any]) -> str:
     return text
 
 
+def cell(value: float | None, form: str) -> str:
+    """Return a figure as text, by a format such as `.1f`; a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
 def show(page: str) -> None:
     """Print a page of Markdown."""
     Console(width=max(Console().width, COLUMNS)).print(Markdown(page))

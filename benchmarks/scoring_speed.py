@@ -147,7 +147,7 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
-    """Parse the command line, measure, print, and write the report."""
+    """Parse the command line, measure, write the report, and print it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         exit_on_error=False, prog="python benchmarks/scoring.py", description=ScoringSettings.__doc__
@@ -161,6 +161,6 @@ def main() -> None:
     output = make_folder(settings.output)
     report = run_benchmark(settings)
     text = markdown(report)
-    show(text)
     write_json(output / "scoring.json", report)
     write_text(output / "scoring.md", text)
+    show(text)

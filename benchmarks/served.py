@@ -34,8 +34,10 @@ class Served:
     """From its start to its first 200 on /readyz."""
 
     def workers(self) -> list[psutil.Process]:
-        """Return the processes that hold a model."""
-        return [child for child in self.process.children() if is_worker(child)]
+        """Return the processes that hold a model; none where the server has ended."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child for child in self.process.children() if is_worker(child)]
+        return []
 
     def memory_mib(self) -> dict[int, float]:
         """Return each worker's memory by process id, in MiB: pages that several share count in parts."""

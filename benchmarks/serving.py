@@ -6,8 +6,8 @@ from pathlib import Path
 # Python puts this folder first on the path, where this very file would hide the package `serving`.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.command import run_benchmark
 from benchmarks.serving_speed import main
-from tailstack.errors import run_command
 
 if __name__ == "__main__":
-    run_command(main)
+    run_benchmark(main)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.report import machine_line, table
+from benchmarks.report import cell, machine_line, table
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -57,15 +57,15 @@ def _server_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _soak_rows(soak: Mapping[str, Any]) -> list[list[str]]:
-    latency, memory = soak["latency_ms"], soak["memory_mib"]
+    latency, memory, tenths = soak["latency_ms"], soak["memory_mib"], ("first_tenth", "last_tenth")
     return [
         ["minutes", f"{soak['minutes']:g}"],
         ["requests/s, and the capacity", f"{soak['rate']:.1f} of {soak['capacity']:.1f}"],
         ["requests", str(soak["requests"])],
-        ["median, 99 % in ms", f"{latency['p50']:.1f}, {latency['p99']:.1f}"],
-        ["new models", f"{soak['reloads']}, loaded {soak['models_loaded']} times by the workers"],
+        ["median, 99 % in ms", f"{cell(latency['p50'], '.1f')}, {cell(latency['p99'], '.1f')}"],
+        ["new models", f"{soak['reloads']}, loaded {cell(soak['models_loaded'], 'd')} times by the workers"],
         ["failed when a worker was killed", str(soak["failures_by_kill"])],
         ["failed else", str(soak["failures_else"])],
         ["workers at the end", str(soak["workers_at_the_end"])],
-        ["MiB of the other worker, first and last tenth", f"{memory['first_tenth']:.0f}, {memory['last_tenth']:.0f}"],
+        ["MiB of the other worker, first and last tenth", ", ".join(cell(memory[part], ".0f") for part in tenths)],
     ]

@@ -5,6 +5,9 @@ The load doesn't wait for answers, so that a stall shows as latency instead of a
 """
 
 import bisect
+import contextlib
+import http.client
+import math
 import re
 import shutil
 import tempfile
@@ -15,10 +18,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import psutil
 from matplotlib.figure import Figure
 
 from benchmarks.http_load import Load, LoadReport, finish_load, run_load, start_load
+from benchmarks.latency import percentiles
 from benchmarks.served import Served, serve
+from tailstack.errors import UserError
 from tailstack.files import whole_file
 
 SHARE = 0.8
@@ -42,14 +48,15 @@ class Watch:
     memory: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     """Samples of each worker's MiB by process id."""
     reloads: list[float] = field(default_factory=list)
-    kill: float = 0.0
+    kill: float | None = None
+    """None where no worker lived to be killed."""
 
     def shift(self, seconds: float) -> None:
         """Count all times from `seconds` before the begin."""
         self.begun -= seconds
         self.memory = [(at + seconds, sizes) for at, sizes in self.memory]
         self.reloads = [at + seconds for at in self.reloads]
-        self.kill += seconds
+        self.kill = None if self.kill is None else self.kill + seconds
 
 
 def run_soak(model: Path, threads: int, closed: Load, minutes: float, figure: Path | None) -> dict[str, Any]:
@@ -61,18 +68,23 @@ def run_soak(model: Path, threads: int, closed: Load, minutes: float, figure: Pa
         closed: the load whose rate is the capacity; its port doesn't count.
         minutes: how long.
         figure: PNG to draw; None draws none.
+
+    Raises:
+        UserError: the server answers nothing before anything is done to it.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / model.name
         shutil.copy(model, copy)
         with serve(copy, max(1, threads // WORKERS), WORKERS) as served:
             capacity = run_load(replace(closed, port=served.port)).rate
+            if not capacity:
+                raise UserError("the server answers nothing: there is no load to soak it with")
             rate = SHARE * capacity
             load = start_load(Load(served.port, closed.image, seconds=60 * minutes, rate=rate))
             watch = _watch(served, copy, 60 * minutes)
             answered = finish_load(load)
             watch.shift(watch.begun - answered.begun)
-            loaded = _reloads_loaded(served.metrics())
+            loaded = _reloads_loaded(served)
     if figure:
         _draw(answered, watch, figure)
     return _summary(answered, watch) | {"minutes": minutes, "capacity": capacity, "rate": rate, "models_loaded": loaded}
@@ -88,16 +100,18 @@ def _watch(served: Served, model: Path, seconds: float) -> Watch:
             with whole_file(model) as part:
                 part.write_bytes(content + _DOC_STRING + b"%d" % (len(watch.reloads) % 10))
             watch.reloads.append(now)
-        if not watch.kill and now >= seconds * _KILL_AT:
-            served.workers()[0].kill()
-            watch.kill = now
+        if watch.kill is None and now >= seconds * _KILL_AT and (workers := served.workers()):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                workers[0].kill()
+                watch.kill = now
         time.sleep(seconds / _SAMPLES)
     return watch
 
 
 def _summary(answered: LoadReport, watch: Watch) -> dict[str, Any]:
-    by_kill = [at for at, _ in answered.failures if watch.kill <= at <= watch.kill + AFTERMATH_S]
-    p50, p99 = np.percentile(answered.milliseconds(), [50, 99])
+    kill = math.inf if watch.kill is None else watch.kill
+    by_kill = [at for at, _ in answered.failures if kill <= at <= kill + AFTERMATH_S]
+    taken = percentiles(answered.milliseconds()) if answered.answers else None
     last = set(watch.memory[-1][1])
     survivors = set(watch.memory[0][1]) & last
     course = [sizes[pid] for _, sizes in watch.memory for pid in survivors if pid in sizes]
@@ -107,23 +121,27 @@ def _summary(answered: LoadReport, watch: Watch) -> dict[str, Any]:
         "failures": answered.failed(),
         "failures_by_kill": len(by_kill),
         "failures_else": len(answered.failures) - len(by_kill),
-        "latency_ms": {"p50": float(p50), "p99": float(p99)},
+        "latency_ms": {"p50": taken["p50"] if taken else None, "p99": taken["p99"] if taken else None},
         "reloads": len(watch.reloads),
         "workers_at_the_end": len(last),
+        # None where no worker lived from the beginning to the end.
         "memory_mib": {
-            "first_tenth": median(course[:tenth]),
-            "last_tenth": median(course[-tenth:]),
-            "most": max(course),
+            "first_tenth": median(course[:tenth]) if course else None,
+            "last_tenth": median(course[-tenth:]) if course else None,
+            "most": max(course, default=None),
         },
         "memory_course": [[round(at, 1), list(sizes.values())] for at, sizes in watch.memory],
     }
 
 
-def _reloads_loaded(metrics: str) -> int:
-    """Return how many times a worker took a new model, from /metrics."""
-    return round(
-        sum(map(float, re.findall(r'^tailstack_reloads_total\{outcome="loaded"\} (\S+)', metrics, re.MULTILINE)))
-    )
+def _reloads_loaded(served: Served) -> int | None:
+    """Return how many times a worker took a new model, from /metrics; None where nobody tells."""
+    try:
+        metrics = served.metrics()
+    except (OSError, http.client.HTTPException):
+        return None
+    found = re.findall(r'^tailstack_reloads_total\{outcome="loaded"\} (\S+)', metrics, re.MULTILINE)
+    return round(sum(map(float, found)))
 
 
 def _draw(answered: LoadReport, watch: Watch, path: Path) -> None:
@@ -133,7 +151,8 @@ def _draw(answered: LoadReport, watch: Watch, path: Path) -> None:
         course = [(at / 60, sizes[pid]) for at, sizes in watch.memory if pid in sizes]
         memory.plot(*zip(*course, strict=True), label=f"worker {number + 1}")
     memory.set(ylabel="memory, MiB (PSS)", ylim=(0, None))
-    memory.legend(loc="lower right")
+    if memory.lines:
+        memory.legend(loc="lower right")
     minutes, bins = _in_bins(answered)
     for share, name in ((50, "median"), (99, "99 %")):
         latency.plot(minutes, [np.percentile(taken, share) if taken else np.nan for taken in bins], label=name)
@@ -146,7 +165,8 @@ def _draw(answered: LoadReport, watch: Watch, path: Path) -> None:
     for axes in (memory, latency, failures):
         for at in watch.reloads:
             axes.axvline(at / 60, color="grey", linewidth=0.6, linestyle=":")
-        axes.axvline(watch.kill / 60, color="tab:red", linewidth=0.8)
+        if watch.kill is not None:
+            axes.axvline(watch.kill / 60, color="tab:red", linewidth=0.8)
     figure.suptitle("Dotted: the model is replaced. Red: a worker is killed.")
     figure.savefig(path, dpi=120)
 

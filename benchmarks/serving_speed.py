@@ -181,7 +181,7 @@ def _time_start(model: Path, threads: int) -> float:
 
 
 def main() -> None:
-    """Parse the command line, measure, print, and write the report."""
+    """Parse the command line, measure, write the report, and print it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         exit_on_error=False, prog="python benchmarks/serving.py", description=ServingSettings.__doc__
@@ -195,7 +195,7 @@ def main() -> None:
     output = make_folder(settings.output) if settings.output else None
     report = run_benchmark(settings, output)
     name, text = ("soak", soak_markdown(report)) if settings.soak else ("serving", markdown(report))
-    show(text)
     if output:
         write_json(output / f"{name}.json", report)
         write_text(output / f"{name}.md", text)
+    show(text)

@@ -6,8 +6,8 @@ from pathlib import Path
 # Run as a script, Python looks beside this file first, where `training.py` would hide the package of that name.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.command import run_benchmark
 from benchmarks.race import main
-from tailstack.errors import run_command
 
 if __name__ == "__main__":
-    run_command(main)
+    run_benchmark(main)

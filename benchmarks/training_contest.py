@@ -4,20 +4,23 @@
 
 The script is given as many epochs as it has time for, by its own speed; `fit` is then given the time that the fastest
 of the script's runs took. All train on the same photos and validate on the same ones, and are measured on the test
-split by the same figures. Writes training_peers.json, training_peers.md and training_peers.png.
+split by the same figures. Writes training_peers.json, training_peers.md and training_peers.png, anew after each system.
 """
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
+from rich.console import Console
 
 import tailstack
 from benchmarks.machine import OtherLoad, describe_machine
@@ -41,6 +44,8 @@ from tailstack.run import RunRecord, learner_folder
 from training.duration import seconds_of
 from training.learner import METRICS
 from training.longtail import stratified_split
+from training.pace import within_budget
+from training.settings import FitSettings
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24
@@ -77,11 +82,12 @@ class TrainingPeersSettings:
     seed: int = 0
 
 
-def run_contest(settings: TrainingPeersSettings, folder: Path) -> list[Row]:
-    """Train every system, one after the other, in `folder`, and return the rows.
+def run_contest(settings: TrainingPeersSettings, folder: Path) -> Iterator[Row]:
+    """Train every system, one after the other, in `folder`, and yield each one's row.
 
     Raises:
-        UserError: a setting can't be used, the datastore or the checkout is missing, or a system fails.
+        UserError: a setting can't be used, the datastore or the checkout is missing, the budget is too short for `fit`,
+            or a system fails.
     """
     limit = seconds_of(settings.budget)
     version = find_checkout(settings.timm)
@@ -92,18 +98,42 @@ def run_contest(settings: TrainingPeersSettings, folder: Path) -> list[Row]:
         *(settings.timm.resolve(), settings.architecture, size, settings.resolution, settings.batch_size, weights),
         seed=settings.seed,
     )
-    rows = []
+    ours = _our_choices(settings)
+    for choice in ours.values():
+        _ask_fit(choice, store, limit, settings, folder / "asked")
+    taken = []
     for name, flags in settings_of(settings.batch_size, settings.lr).items():
         print(f"{name}: timing it …", flush=True)
-        rows.append(_script_row(name, version, job, flags, store, limit, folder / name))
-    limit = min(row["seconds"] for row in rows)
-    same = ["--architectures", f"[{settings.architecture}]", "--resolution", str(settings.resolution)]
-    same += ["--batch_size", str(settings.batch_size), "--lr", str(settings.lr)]
-    ours = {"tailstack, the same learner": same, **({"tailstack, its own choice": []} if settings.own_choice else {})}
-    for name, flags in ours.items():
+        row = _script_row(name, version, job, flags, store, limit, folder / name)
+        taken.append(row["seconds"])
+        yield row
+    limit = min(taken)
+    for name, choice in ours.items():
         print(f"{name}: {limit:.0f} s …", flush=True)
-        rows.append(_our_row(name, flags, store, limit, settings, folder / name))
-    return rows
+        yield _our_row(name, choice, store, limit, settings, folder / name)
+
+
+def _our_choices(settings: TrainingPeersSettings) -> dict[str, dict[str, Any]]:
+    """Return the settings of `fit` that aren't left to it, by the name of the system."""
+    same = {
+        "architectures": [settings.architecture],
+        "resolution": settings.resolution,
+        "batch_size": settings.batch_size,
+        "lr": settings.lr,
+    }
+    return {"tailstack, the same learner": same, **({"tailstack, its own choice": {}} if settings.own_choice else {})}
+
+
+def _ask_fit(
+    choice: Mapping[str, Any], store: Datastore, limit: float, settings: TrainingPeersSettings, run: Path
+) -> None:
+    """See that `fit` finds something to train in so long, before the script trains for as long.
+
+    Raises:
+        UserError: it doesn't.
+    """
+    wanted = FitSettings(store.path, run, budget=f"{int(limit)}s", pretrained=settings.pretrained, **choice)
+    within_budget(wanted, store, choice, Console(quiet=True), time.monotonic())
 
 
 def _with_validation(store: Datastore, settings: TrainingPeersSettings, folder: Path) -> Datastore:
@@ -142,9 +172,10 @@ def _script_row(
 
 
 def _our_row(
-    name: str, flags: list[str], store: Datastore, limit: float, settings: TrainingPeersSettings, run: Path
+    name: str, choice: Mapping[str, Any], store: Datastore, limit: float, settings: TrainingPeersSettings, run: Path
 ) -> Row:
-    flags = [*flags, "--augment", "light", "--budget", f"{int(limit)}s"]
+    flags = [f"--{key}={json.dumps(value)}" for key, value in choice.items()]
+    flags += ["--augment", "light", "--budget", f"{int(limit)}s"]
     command = [sys.executable, "-m", "training", "fit", "--datastore", str(store.path), "--output", str(run)]
     command += ["--seed", str(settings.seed), "--pretrained", str(settings.pretrained).lower()]
     start = time.perf_counter()
@@ -192,7 +223,7 @@ def _row(
 
 
 def main() -> None:
-    """Parse the command line, train, print, and write the report."""
+    """Parse the command line, train, write the report after each system, and print it."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         exit_on_error=False, prog="python benchmarks/training_peers.py", description=TrainingPeersSettings.__doc__
@@ -204,12 +235,13 @@ def main() -> None:
     settings = TrainingPeersSettings(**values)
     # A folder that can't be written is found before minutes of training.
     output = make_folder(settings.output)
-    others = OtherLoad()
+    others, rows, text = OtherLoad(), list[Row](), ""
     with tempfile.TemporaryDirectory() as folder:
-        rows = run_contest(settings, Path(folder))
-    machine = {**describe_machine("torch", os.cpu_count() or 1), "cores_of_others": round(others.cores(), 2)}
-    text = markdown(rows, machine)
+        for row in run_contest(settings, Path(folder)):
+            rows.append(row)
+            machine = {**describe_machine("torch", os.cpu_count() or 1), "cores_of_others": round(others.cores(), 2)}
+            text = markdown(rows, machine)
+            write_json(output / "training_peers.json", rows)
+            write_text(output / "training_peers.md", text)
+            draw(rows, output / "training_peers.png")
     show(text)
-    write_json(output / "training_peers.json", rows)
-    write_text(output / "training_peers.md", text)
-    draw(rows, output / "training_peers.png")

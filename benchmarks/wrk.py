@@ -26,6 +26,10 @@ KEY = "TAILSTACK_API_KEY"
 """The variable with the key that clients here send."""
 ANSWERS = 8
 """That each connection of a turn gets, about: a server that is slow or has many under way takes more than a second."""
+BATCHES, LARGEST_BATCH = 16, 16
+"""That a turn has at least: of the last one, half is lost on average when the turn ends."""
+LONGEST_TURN_S = 60.0
+"""However slow a server is."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,14 @@ class Closed:
     """Cores that the load itself took."""
 
     @property
+    def ended(self) -> float:
+        """Requests that came to an end, failed ones too."""
+        return self.images_per_second * self.seconds + self.failures
+
+    @property
     def pace(self) -> float:
-        """Requests a second that came to an end, failed ones too; at least one in all that time."""
-        return max(1.0, self.images_per_second * self.seconds + self.failures) / self.seconds
+        """Requests a second that came to an end; at least one in all that time."""
+        return max(1.0, self.ended) / self.seconds
 
 
 def check_wrk() -> None:
@@ -59,7 +68,8 @@ def check_wrk() -> None:
 
 def turn_seconds(least: float, concurrency: int, rate: float) -> float:
     """Return how long a turn has to be for a server that answers `rate` requests a second: `least`, or longer."""
-    return max(least, ANSWERS * concurrency / rate)
+    answers = max(ANSWERS * concurrency, BATCHES * min(concurrency, LARGEST_BATCH))
+    return max(least, min(LONGEST_TURN_S, answers / rate))
 
 
 def run_wrk(url: str, bodies: Sequence[Body], concurrency: int, seconds: float, *, key: str = "") -> Closed:
@@ -73,12 +83,14 @@ def run_wrk(url: str, bodies: Sequence[Body], concurrency: int, seconds: float, 
         key: API key; empty sends none.
 
     Raises:
-        UserError: wrk isn't installed, or fails.
+        UserError: wrk isn't installed, or fails, as it does where nobody listens.
     """
     check_wrk()
+    whole = max(1, math.ceil(seconds))
     with in_folder([body.content for body in bodies]) as folder:
         command = ["wrk", "--threads", "1", "--connections", str(concurrency)]
-        command += ["--duration", f"{max(1, math.ceil(seconds))}s", "--timeout", "30s", "--script", str(SCRIPT)]
+        # No answer is slower than the turn is long: each one's time counts.
+        command += ["--duration", f"{whole}s", "--timeout", f"{whole + 1}s", "--script", str(SCRIPT)]
         command += [url, "--", bodies[0].content_type, *map(str, sorted(Path(folder).iterdir()))]
         # A key on the command line would be seen by everyone who lists processes.
         environment = {**os.environ, KEY: key}

@@ -20,11 +20,15 @@ def listing(problems: Sequence[str]) -> str:
     return "\n".join(shown)
 
 
-def run_command(command: Callable[[], None]) -> None:
+def run_command(command: Callable[[], None], *, resumes: bool = True) -> None:
     """Run a command line, and end the process with one message on a mistake or a Ctrl-C.
 
     The exit code is 1 on a `UserError`, 2 on flags that the command doesn't have or can't read (of a parser that raises
     them: `exit_on_error=False`), and 130 on Ctrl-C.
+
+    Args:
+        command: what is run.
+        resumes: whether the same command goes on where it was stopped, as it is then told.
     """
     try:
         command()
@@ -35,5 +39,6 @@ def run_command(command: Callable[[], None]) -> None:
         print(f"error: {error.message}\nEvery flag is explained by --help.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped. Run the same command again to go on where it stopped.", file=sys.stderr)
+        hint = " Run the same command again to go on where it stopped." * resumes
+        print(f"stopped.{hint}", file=sys.stderr)
         sys.exit(130)

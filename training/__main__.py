@@ -29,8 +29,8 @@ def _prepare_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, description=PrepareSettings.__doc__)
     parser.add_argument(
         "source",
-        help="image folder (train/ and test/ with a folder a class, or class folders alone), a zip of one, `digits`, "
-        "`torchvision:NAME`, or a datastore to make variants of",
+        help="image folder (train/, test/ and perhaps val/ with a folder a class, or class folders alone), a zip of "
+        "one, `digits`, `torchvision:NAME`, or a datastore to make variants of",
     )
     parser.add_class_arguments(PrepareSettings, skip={"source", "imbalance"})
     parser.add_argument(

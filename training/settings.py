@@ -32,7 +32,7 @@ class PrepareSettings:
     imbalance: list[float] = field(default_factory=list)
     """Ratios of the smallest to the largest class, from 0 to 1; each makes a variant."""
     test_fraction: float = 0.2
-    """Share of each class that becomes the test split, where the source has no test/ of its own."""
+    """Share of each class that becomes the test split, where the source has no test/ or val/ of its own."""
     skip_unreadable: bool = False
     """Leave images out that can't be decoded, instead of stopping with their list."""
     seed: int = 0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from benchmarks import capacity_plan
 from benchmarks.capacity_plan import (
     QUEUE_SHARE,
     CapacitySettings,
@@ -20,6 +21,7 @@ from benchmarks.capacity_plan import (
     measured_before,
     measured_beside_model,
     plan,
+    run_capacity,
 )
 from benchmarks.http_load import Load, due_times
 from benchmarks.queueing import Replica, simulate
@@ -138,6 +140,23 @@ def test_the_command_checks_the_real_server_and_writes_the_page(tiny_model: Path
     page = (tmp_path / "capacity.md").read_text()
     assert f"{check['inside'][-1]['rate']:.1f} images/s" in page
     assert (tmp_path / "capacity.png").stat().st_size > 1000
+
+
+def test_what_was_measured_is_kept_where_the_plan_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = read_json(ROOT / CapacitySettings().output / "capacity.json")["check"]
+    monkeypatch.setattr(capacity_plan, "check_server", lambda *_: check)
+    (tmp_path / "taken").touch()
+    for output, page, says in (
+        (tmp_path / "taken", tmp_path / "capacity.md", "taken can't be made"),
+        (tmp_path, tmp_path / "taken" / "capacity.md", "taken can't be made"),
+        (tmp_path, tmp_path / "docs" / "capacity.md", "is less than one image takes alone"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run_capacity(CapacitySettings(check=True, p99_ms=1e-3, output=output, page=page))
+    assert measured_before(tmp_path / "capacity.json") == check
+    page = tmp_path / "docs" / "capacity.md"
+    assert page.parent.is_dir()
+    assert run_capacity(CapacitySettings(output=tmp_path, page=page)) == page.read_text()
 
 
 @pytest.mark.parametrize(

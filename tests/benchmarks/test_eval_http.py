@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -85,9 +86,28 @@ def test_the_load_is_measured(measured: Evaluation) -> None:
     assert KEY not in json.dumps(report)
 
 
-@pytest.mark.parametrize(("concurrency", "rate", "seconds"), [(1, 300.0, 1.0), (64, 256.0, 2.0), (64, 16.0, 32.0)])
+@pytest.mark.parametrize(
+    ("concurrency", "rate", "seconds"),
+    # Eight answers a connection, sixteen batches, and a minute at most.
+    [(1, 300.0, 1.0), (1, 8.0, 2.0), (8, 64.0, 2.0), (64, 256.0, 2.0), (64, 16.0, 32.0), (64, 1.0, 60.0)],
+)
 def test_a_turn_is_long_enough_for_a_slow_server(concurrency: int, rate: float, seconds: float) -> None:
     assert turn_seconds(1.0, concurrency, rate) == seconds
+    assert turn_seconds(100.0, concurrency, rate) == 100.0
+
+
+def test_wrk_waits_for_each_answer_as_long_as_the_turn_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> "subprocess.CompletedProcess[str]":
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "no")
+
+    monkeypatch.setattr("benchmarks.wrk.shutil.which", lambda _: "wrk")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(UserError, match="wrk failed with status 1: no"):
+        run_wrk("http://localhost", [form(b"photo")], 256, 45.5)
+    assert " --duration 46s --timeout 47s " in " ".join(commands[0])
 
 
 @needs_wrk

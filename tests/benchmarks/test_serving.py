@@ -6,14 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
+from benchmarks import serving_soak
 from benchmarks.http_load import Load, LoadReport, run_load
+from benchmarks.machine import describe_machine
 from benchmarks.served import Served, serve
+from benchmarks.serving_report import soak_markdown
 from benchmarks.serving_speed import ServingSettings, run_benchmark
 from tailstack.errors import UserError
 
@@ -113,6 +117,40 @@ def test_the_reports_figures_belong_together(tiny_model: Path, tiny_datastore: P
     assert f"| {speed['ratio']:.3f} |" in page
     assert f"64 test photos of {figures['image_bytes']} bytes on average" in page
     assert f"{figures['latency_ms']['above']:.2f}" in page
+
+
+class NoWorkers:
+    """A server of which nothing lives any more."""
+
+    def workers(self) -> list[psutil.Process]:
+        """Return none."""
+        return []
+
+    def memory_mib(self) -> dict[int, float]:
+        """Return none."""
+        return {}
+
+    def metrics(self) -> str:
+        """Answer nobody."""
+        raise ConnectionRefusedError
+
+
+def test_a_soak_in_which_all_goes_wrong_is_reported(tmp_path: Path) -> None:
+    model, gone = tmp_path / "model.onnx", cast(Served, NoWorkers())
+    model.write_bytes(b"")
+    watch = serving_soak._watch(gone, model, 0.3)
+    watch.shift(0.1)
+    assert watch.kill is None
+    answered = LoadReport(seconds=0.3, failures=[(0.0, "ConnectionRefusedError"), (0.2, "ConnectionRefusedError")])
+    serving_soak._draw(answered, watch, tmp_path / "soak.png")
+    soak = serving_soak._summary(answered, watch) | {"models_loaded": serving_soak._reloads_loaded(gone)}
+    assert (soak["failures_by_kill"], soak["failures_else"], soak["workers_at_the_end"]) == (0, 2, 0)
+    pictures = {"image_bytes": 1, "images": 1, "model": {"file": "model.onnx"}, "minutes": 1, "rate": 8, "capacity": 10}
+    machine = {**describe_machine("CPUExecutionProvider", 1), "cores_of_others": 0.0}
+    page = soak_markdown({**soak, **pictures, "machine": machine})
+    assert "| median, 99 % in ms | -, - |" in page
+    assert "loaded - times by the workers" in page
+    assert "| MiB of the other worker, first and last tenth | -, - |" in page
 
 
 def test_the_soak_replaces_models_and_loses_a_worker(tiny_model: Path, tmp_path: Path) -> None:

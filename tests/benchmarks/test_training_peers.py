@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from benchmarks.timm_script import (
     settings_of,
 )
 from benchmarks.training_contest import TrainingPeersSettings, run_contest
-from benchmarks.training_contest_report import draw, markdown
+from benchmarks.training_contest_report import Row, draw, markdown
 from tailstack import datastore as datastores
 from tailstack.errors import UserError
 from tailstack.metrics import evaluate
@@ -125,7 +126,7 @@ def test_all_are_trained_for_as_long_and_shown(
         pretrained=False,
         timm=job.checkout,
     )
-    rows = run_contest(settings, tmp_path / "contest")
+    rows = list(run_contest(settings, tmp_path / "contest"))
     most = (226 - 56) // 16
     assert [count for count, epochs in trained if epochs == 1] == [16 * (most // 3), 16 * most] * 2
     theirs, ours = rows[:-1], rows[-1]
@@ -141,6 +142,36 @@ def test_all_are_trained_for_as_long_and_shown(
     draw(rows, tmp_path / "training_peers.png")
     assert (tmp_path / "training_peers.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(json.dumps(rows)) == rows
+
+
+def test_fit_is_asked_whether_the_time_suffices_before_anything_is_trained(
+    job: Job, tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_contest, "run_script", lambda *_: pytest.fail("the script was trained"))
+    settings = TrainingPeersSettings(
+        datastore=tiny_datastore,
+        budget="1s",
+        architecture=ARCHITECTURE,
+        batch_size=job.batch_size,
+        pretrained=False,
+        timm=job.checkout,
+    )
+    with pytest.raises(UserError, match="--budget is too short"):
+        next(run_contest(settings, tmp_path / "contest"))
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contest(*_: object) -> Iterator[Row]:
+        figures = {"top1": 0.5, "balanced": 0.5, "many": None, "medium": None, "few": None}
+        yield training_contest._row("timm", "1", [ARCHITECTURE], 96, 100, 10.0, figures, ["--lr"])
+        raise UserError("fit failed")
+
+    monkeypatch.setattr(training_contest, "run_contest", contest)
+    monkeypatch.setattr(sys, "argv", ["training_peers.py", "--datastore", "data", "--output", str(tmp_path)])
+    with pytest.raises(UserError, match="fit failed"):
+        training_contest.main()
+    assert [row["system"] for row in json.loads((tmp_path / "training_peers.json").read_text())] == ["timm"]
+    assert "| timm | 1 |" in (tmp_path / "training_peers.md").read_text()
 
 
 def test_mistakes_are_named(tiny_datastore: Path, job: Job, tmp_path: Path) -> None:
