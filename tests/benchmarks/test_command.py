@@ -20,6 +20,7 @@ def measure() -> None:
         print("servers ended", flush=True)
 
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background is born deaf to it
 run_benchmark(measure)
 """
 
