@@ -77,8 +77,9 @@ def send_wire(target: Running, seed: int) -> int:
         connection.sendall(wire(seed))
         while select.select([connection], [], [], SILENCE_S)[0] and (part := connection.recv(65_536)):
             answer += part
-        # It waits for more, which doesn't come.
-        connection.shutdown(socket.SHUT_WR)
+        # It waits for more, which doesn't come; or it has closed the connection, and then there is nothing to shut.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
         while part := connection.recv(65_536):
             answer += part
     answer = answer.removeprefix(CONTINUE)
