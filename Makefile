@@ -19,7 +19,7 @@ demo: install
 	PYTHON=$(BIN)/python ./demo.sh
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not ray" $(COVER)
+	$(BIN)/python -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile -m "not ray" $(COVER)
 	$(BIN)/python -m pytest -m ray $(COVER)
 
 # The same tests take half as long again while lines are counted.
