@@ -145,5 +145,5 @@ def student_folder(run: Path, *, keep_others: bool = False) -> Path:
         run: folder of the teacher.
         keep_others: whether the student is to stand among the teacher's other learners: as RUN-taught.
     """
-    named = run if run.name else run.resolve()
+    named = run.resolve() if run.name in {"", ".."} else run
     return named.with_name(f"{named.name}-{'taught' if keep_others else 'student'}")

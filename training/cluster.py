@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from rich.console import Console
 
 from tailstack.cluster import connect, share_of_machine
+from tailstack.errors import UserError
 from training.cycles import train_in_cycles
 from training.dataset import TrainingData
 from training.learner import Audience
@@ -24,7 +26,7 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
     """Train every learner as a task of its own, with the cores and the GPU that it states.
 
     Raises:
-        UserError: there is no such cluster, or none of its machines has so many cores.
+        UserError: there is no such cluster, none of its machines has so many cores, or a learner can't be trained.
     """
     connect(settings.cluster)
     try:
@@ -36,6 +38,11 @@ def train_on_cluster(tasks: list[Task], data: TrainingData, classes: list[str], 
             for task in tasks
         ]
         ray.get([remote.remote(task, shared, classes, settings, cpus) for task in absolute])
+    except RayTaskError as error:
+        # As a text it is the traceback of a process that the user doesn't know of.
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
     finally:
         ray.shutdown()
 

@@ -84,4 +84,5 @@ def test_a_student_lies_beside_its_teacher(tmp_path: Path, monkeypatch: pytest.M
     assert student_folder(Path("runs/photos")) == Path("runs/photos-student")
     assert student_folder(Path("runs/photos"), keep_others=True) == Path("runs/photos-taught")
     monkeypatch.chdir(tmp_path)
-    assert student_folder(Path()) == tmp_path.with_name(f"{tmp_path.name}-student")
+    for run in (Path(), tmp_path / "a" / ".."):
+        assert student_folder(run) == tmp_path.with_name(f"{tmp_path.name}-student")

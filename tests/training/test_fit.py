@@ -361,3 +361,15 @@ def test_learners_in_parallel_reach_the_same_weights(tiny_datastore: Path, tmp_p
 def test_a_learner_that_needs_more_cores_than_there_are(tiny_datastore: Path, tmp_path: Path) -> None:
     chosen = settings(tiny_datastore, tmp_path / "run", technique="baseline", cluster="auto", cpus_per_learner=4096)
     assert "--cpus_per_learner is 4096" in refused(chosen)
+
+
+@pytest.mark.ray
+def test_what_a_learner_on_ray_cannot_do_is_one_line(
+    tiny_datastore: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("training.cluster._train", full)
+    chosen = settings(tiny_datastore, tmp_path / "run", technique="baseline", cluster="auto")
+    assert refused(chosen) == "the disk is full"
