@@ -124,9 +124,9 @@ def _model(check: Mapping[str, Any]) -> str:
         "[benchmarks/queueing.py](../benchmarks/queueing.py) computes mean and quantiles, and a test puts them beside "
         f"a simulation. Of the real server, on this machine, means were {min(means):.2f} to {max(means):.2f} times the "
         f"model's, and 99% delays {min(tails):.2f} to {max(tails):.2f} times (last table). The plan takes "
-        "99% delays of a CPU replica to be as many times the model's, where that is more than once. A GPU replica "
-        "speeds up with its images until the slower of GPU and cores is busy. Bursts that are worse than random need "
-        "more."
+        "99% delays of a CPU replica to be as many times the model's, where that is more than once, or as many as the "
+        "medians of that table differ by, where that is more. A GPU replica speeds up with its images until the slower "
+        "of GPU and cores is busy. Bursts that are worse than random need more."
     )
 
 
@@ -201,6 +201,7 @@ def _check(check: Mapping[str, Any]) -> str:
     return (
         f"{table(header, rows, 'Beside the real server')}\n\n"
         f"`bentoml serve` on this machine, at most {check['inside'][-1]['rate']:.1f} images/s beside the load's "
-        "own work; loads come at random. Medians over rounds, in each of which the server is measured anew. "
+        "own work; loads come at random. Medians over rounds, in each of which the server is measured anew; a ratio is "
+        "the median of the rounds' ratios, which isn't the ratio of the medians beside it. "
         f"{machine_line(check)}"
     )

@@ -49,11 +49,14 @@ def opening(groups: Sequence[Group], choice: Choice | None) -> list[str]:
             "No technique can be recommended: none of the cells has validation images, and the test split is not "
             "there to choose by."
         )
-        return [f"## What to do\n\n{text}"]
+        return [part for part in (f"## What to do\n\n{text}", _unlike_cells(groups)) if part]
     parts = ["## What to do", _recommendation(choice, groups), _at_each_ratio(groups, choice.technique)]
-    hardest = _chosen_groups(groups, choice)[-1]
+    parts.append(_unlike_cells(groups))
+    chosen = _chosen_groups(groups, choice)
+    hardest = chosen[-1]
     series = hardest.series[choice.technique]
-    parts.append(f"To train it on your data: {code(fit_command(series))}")
+    settings = f", with the settings of ratio {hardest.label} here" if len(chosen) > 1 else ""
+    parts.append(f"To train it on your data{settings}: {code(fit_command(series))}")
     return [part for part in (*parts, *suffering(hardest, series), more_images(hardest, series)) if part]
 
 
@@ -215,40 +218,47 @@ def illustrated(heading: str, shown: Sequence[Shown]) -> list[str]:
 
 
 def conditions(cells: Sequence[Cell], groups: Sequence[Group]) -> list[str]:
-    """Return what all cells have in common, and what they differ in: a warning where techniques of a data set do."""
+    """Return what all cells have in common, and what those of one ratio have and others don't."""
     first = cells[0].run
-    differing = [setting for setting in swept_settings(cells) if setting not in _OF_A_CELL]
+    differing = _differing(groups)
     same = {key: value for key, value in first.config.items() if key not in {*_OF_A_CELL, *differing}}
     given = ", ".join(f"{key} {flag_value(value)}" for key, value in same.items() if value not in (None, {}, []))
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     return [
         "## How it was measured",
         f"{len(cells)} cells. Settings of all: {given or 'none'}. Versions: {versions}.",
-        *_different_settings(differing, groups),
+        *(
+            f"`{setting}` is {_enumerated(values)}, for all techniques of a ratio."
+            for setting, values in differing.items()
+            if values
+        ),
     ]
 
 
-def _different_settings(differing: Sequence[str], groups: Sequence[Group]) -> list[str]:
-    every = [[cell for series in group.series.values() for cell in series.cells] for group in groups]
-    by_ratio = {setting: _at_ratios(setting, groups, every) for setting in differing}
-    apart = [setting for setting, values in by_ratio.items() if not values]
-    lines = [
-        f"`{setting}` is {_enumerated(values)}, for all techniques of a ratio."
-        for setting, values in by_ratio.items()
-        if values
-    ]
-    if apart:
-        lines.insert(
-            0,
-            f"**Not all cells were trained alike: they differ in {_enumerated(apart)}. "
-            "A difference between techniques may come from that.**",
-        )
-    return lines
+def _unlike_cells(groups: Sequence[Group]) -> str:
+    """Return a warning where techniques of one data set were trained by other settings."""
+    apart = [setting for setting, values in _differing(groups).items() if not values]
+    if not apart:
+        return ""
+    return (
+        f"**Not all cells were trained alike: they differ in {_enumerated(apart)}. "
+        "A difference between techniques may come from that.**"
+    )
 
 
-def _at_ratios(setting: str, groups: Sequence[Group], cells: Sequence[Sequence[Cell]]) -> list[str]:
-    """Return a setting's value at each ratio, by the cells of each, or nothing where those of one differ in it."""
-    found = [{flag_value(cell.run.config.get(setting)) for cell in own} for own in cells]
+def _differing(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """Return the settings that not all cells share, with `_at_ratios` of each."""
+    cells = [cell for group in groups for cell in _cells(group)]
+    return {setting: _at_ratios(setting, groups) for setting in swept_settings(cells) if setting not in _OF_A_CELL}
+
+
+def _cells(group: Group) -> list[Cell]:
+    return [cell for series in group.series.values() for cell in series.cells]
+
+
+def _at_ratios(setting: str, groups: Sequence[Group]) -> list[str]:
+    """Return a setting's value at each ratio, or nothing where the cells of one differ in it."""
+    found = [{flag_value(cell.run.config.get(setting)) for cell in _cells(group)} for group in groups]
     if any(len(values) > 1 for values in found):
         return []
     return [f"{values.pop()} at ratio {group.label}" for group, values in zip(groups, found, strict=True)]

@@ -75,8 +75,10 @@ def test_the_largest_load_that_fits(most: float, found: float) -> None:
 
 
 def test_the_plan_keeps_to_what_was_measured_where_that_is_slower_than_the_model() -> None:
-    beside = measured_beside_model({"loads": [{"use": 0.3, "p99_ratio": 0.7}, {"use": 0.5, "p99_ratio": 3.0}]})
-    assert beside == [(0.0, 1.0), (0.3, 1.0), (0.5, 3.0)]
+    loads = [(0.3, 0.7, 70.0), (0.4, 0.9, 200.0), (0.5, 3.0, 250.0)]
+    rows = [{"use": use, "p99_ratio": ratio, "p99_ms": ms, "p99_ms_model": 100.0} for use, ratio, ms in loads]
+    beside = measured_beside_model({"loads": rows})
+    assert beside == [(0.0, 1.0), (0.3, 1.0), (0.4, 2.0), (0.5, 3.0)]
     replica = Replica((100.0,))
     for use, times in ((0.2, 1.0), (0.4, 2.0), (0.5, 3.0), (0.9, 3.0)):
         assert delay(replica, 100 * use, beside) == pytest.approx(times * replica.quantile(100 * use, 0.99))

@@ -261,13 +261,16 @@ def test_the_ratio_is_the_one_that_was_asked_for(datastore: str, measured: float
 
 def test_cells_that_were_trained_differently_are_told(tmp_path: Path) -> None:
     mixed = small(techniques=("baseline",), seeds=(0,)) + small(techniques=("tailstack",), seeds=(0,), epochs=9)
-    assert "they differ in epochs." in write(tmp_path, mixed)
+    page = write(tmp_path, mixed)
+    # Before whoever reads no further has compared them.
+    assert page.index("they differ in epochs.") < page.index("To train it on your data: ")
     alike = write(tmp_path / "alike", small(techniques=("baseline", "tailstack"), seeds=(0,)))
     assert "Not all cells were trained alike" not in alike
     longer = [small(ratios=(ratio,), seeds=(0,), epochs=epochs) for ratio, epochs in ((0.1, 5), (0.02, 9))]
     by_ratio = write(tmp_path / "by ratio", [*longer[0], *longer[1]])
     assert "`epochs` is 5 at ratio 0.1 and 9 at ratio 0.02, for all techniques of a ratio." in by_ratio
     assert "Not all cells were trained alike" not in by_ratio
+    assert "To train it on your data, with the settings of ratio 0.02 here: " in by_ratio
     grown = [small(ratios=(ratio,), seeds=(0,), grow_from=pixels) for ratio, pixels in ((0.1, 64), (0.02, 0))]
     assert "`grow_from` is 64 at ratio 0.1 and 0 at ratio 0.02, for all techniques of a ratio." in write(
         tmp_path / "grown", [*grown[0], *grown[1]]
