@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import re
 from http import HTTPStatus
 
 import psutil
@@ -18,6 +19,7 @@ logger = logging.getLogger("tailstack")
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
 """Health, and the page with its files (`/static/…`), which asks for a key itself."""
 ADMIN_PATHS = frozenset({"/model/reload"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_open(path: str) -> bool:
@@ -59,8 +61,11 @@ class Guard:
         """Let a request pass.
 
         Raises:
-            RequestError: it has no key, a wrong one, or what it asks for is closed.
+            RequestError: it has no key, a wrong one, or what it asks for is closed, or can't be.
         """
+        # A route's pattern fits the path with a line's end behind it too, which what is compared here doesn't.
+        if _CONTROL.search(path):
+            raise RequestError(HTTPStatus.NOT_FOUND, "not_found", "there is no path with such characters")
         if path in ADMIN_PATHS:
             self._check_admin(headers)
         elif self._users and not is_open(path):

@@ -1,6 +1,7 @@
 """What the server takes from its environment: each field of `ServerSettings` has a variable `TAILSTACK_<FIELD>`."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +22,7 @@ METRICS_DIRECTORY = "TAILSTACK_METRICS_DIR"
 TUNED = "TAILSTACK_TUNED"
 """Set by the server itself, for its workers: a `Setup` as JSON."""
 _ROOT = Path(__file__).parent.parent
+_COMMENT = re.compile(r"(^|\s)#.*")
 
 
 def _words(text: object) -> object:
@@ -120,6 +122,14 @@ class ServerSettings(BaseModel):
             raise ValueError(f"{PREFIX}RELOAD_INTERVAL 0 needs {PREFIX}WORKERS 1")
         return self
 
+    @model_validator(mode="after")
+    def _check_end(self) -> "ServerSettings":
+        if self.drain >= self.grace:
+            raise ValueError(
+                f"{PREFIX}DRAIN is {self.drain:g}, and has to be less than {PREFIX}GRACE, which is {self.grace:g}"
+            )
+        return self
+
     @property
     def model_file(self) -> Path:
         """The file on this machine: `model`, or its copy if that lies in an object store."""
@@ -167,10 +177,10 @@ def _read_keys(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"keys file {path} can't be read: {error}") from error
-    keys = tuple(word for line in lines if (word := line.strip()) and not word.startswith("#"))
+    keys = tuple(key for line in lines if (key := _COMMENT.sub("", line).strip()))
     if not keys:
         raise UserError(f"keys file {path} has no key")
     return keys

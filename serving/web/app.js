@@ -19,7 +19,9 @@ function element(tag, className, ...children) {
 /** Ask the server; wait for a key where it wants one, and for room where it is full. */
 async function ask(path, options = {}, tries = TRIES_WHEN_FULL) {
   const key = sessionStorage.getItem("key");
-  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  // A header's text is bytes, and the server's keys are UTF-8.
+  const bytes = String.fromCharCode(...new TextEncoder().encode(key ?? ""));
+  const headers = key ? { authorization: `Bearer ${bytes}` } : {};
   const response = await fetch(path, { ...options, headers }).catch(() => {
     throw new Error("The server can't be reached.");
   });

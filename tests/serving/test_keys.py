@@ -15,7 +15,9 @@ LOCKED = ("/classify", "/classify/batch", "/v2/models/ensemble/infer", "/v2", "/
 @pytest.fixture(scope="module")
 def locked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("locked")
-    (folder / "keys").write_text("# for the shop\n  # and more\nfrom-the-file\n\n")
+    (folder / "keys").write_text(
+        "first-of-the-file\n# for the shop\n  # and more\nfrom-the-file  # of alice\nwith#inside\n\n", "utf-8-sig"
+    )
     variables = {
         "TAILSTACK_API_KEYS": "first, schlüssel",
         "TAILSTACK_API_KEYS_FILE": str(folder / "keys"),
@@ -26,7 +28,7 @@ def locked(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield server
 
 
-@pytest.mark.parametrize("key", ["first", "schlüssel", "from-the-file", ADMIN_KEY])
+@pytest.mark.parametrize("key", ["first", "schlüssel", "first-of-the-file", "from-the-file", "with#inside", ADMIN_KEY])
 def test_every_key_opens_by_either_header(locked: Running, key: str) -> None:
     for headers in ({"authorization": b"Bearer " + key.encode()}, {"x-api-key": key.encode()}):
         assert web.post(f"{locked.address}/classify", content=encoded(), headers=headers).status_code == 200
@@ -41,6 +43,7 @@ def test_every_key_opens_by_either_header(locked: Running, key: str) -> None:
         {"x-api-key": "first, schlüssel".encode()},
         {"x-api-key": "# for the shop"},
         {"x-api-key": "# and more"},
+        {"x-api-key": "from-the-file  # of alice"},
         {"authorization": "Basic first"},
         {"authorization": "Bearer"},
         {"authorization": "first"},
@@ -70,7 +73,9 @@ def test_health_and_the_page_need_no_key(locked: Running, path: str) -> None:
     assert web.get(f"{locked.address}{path}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/static/../model", "/static/%2e%2e/model", "//model", "/model/", "/./model"])
+@pytest.mark.parametrize(
+    "path", ["/static/../model", "/static/%2e%2e/model", "//model", "/model/", "/./model", "/model%0A"]
+)
 def test_no_way_around_the_keys(locked: Running, path: str) -> None:
     with new_client() as client:
         request = client.build_request("GET", locked.address)
@@ -91,13 +96,17 @@ def test_reloading_is_the_admins(locked: Running, server: str) -> None:
     assert reload(locked.address, ADMIN_KEY) == 200
     assert reload(locked.address, "first") == 401
     assert reload(server, "") == reload(server, "first") == 403
+    # A route's pattern fits with a line's end behind it too.
+    for address, key in ((locked.address, "first"), (server, "")):
+        for path in ("/model/reload%0A", "/model/reload%0D%0A"):
+            assert web.post(f"{address}{path}", headers={"x-api-key": key}).status_code == 404
 
 
 def test_a_page_of_the_named_origin_may_ask(locked: Running) -> None:
     asks = {
         "origin": ORIGIN,
         "access-control-request-method": "POST",
-        "access-control-request-headers": "authorization",
+        "access-control-request-headers": "authorization, inference-header-content-length",
     }
     preflight = web.options(f"{locked.address}/classify", headers=asks)
     assert preflight.status_code == 200
@@ -108,6 +117,7 @@ def test_a_page_of_the_named_origin_may_ask(locked: Running) -> None:
         response = web.post(f"{locked.address}/classify", content=encoded(), headers=headers)
         assert response.status_code == status
         assert response.headers["access-control-allow-origin"] == ORIGIN
+        assert "inference-header-content-length" in response.headers["access-control-expose-headers"]
 
 
 def test_no_other_page_may(locked: Running, server: str) -> None:

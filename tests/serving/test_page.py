@@ -14,7 +14,7 @@ from tests.conftest import CLASSES, TRAIN_COUNTS, draw
 from tests.serving.conftest import CHROMIUM, CHROMIUM_FLAGS, running, web
 
 PHONE = {"width": 360, "height": 740}
-KEY = "a key for the page"
+KEY = "schlüssel"
 
 expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"the browser is needed: install {CHROMIUM}")

@@ -7,13 +7,13 @@ import onnx
 import pytest
 
 from tests.keys import key_pair
-from tests.serving.conftest import ROOT, free_port, serve_command, serve_environment
+from tests.serving.conftest import PATIENCE_S, ROOT, free_port, serve_command, serve_environment
 
 
 def start(**variables: str) -> "subprocess.CompletedProcess[str]":
-    command = serve_command(free_port())
+    command, environment = serve_command(free_port()), serve_environment(**variables)
     return subprocess.run(
-        command, cwd=ROOT, env=serve_environment(**variables), capture_output=True, text=True, timeout=100, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -71,6 +71,7 @@ def test_a_model_without_the_signature_that_is_asked_for(tiny_model: Path, tmp_p
         {"TAILSTACK_API_KEYS": " , "},
         {"TAILSTACK_ADMIN_KEYS": ""},
         {"TAILSTACK_RELOAD_INTERVAL": "0", "TAILSTACK_WORKERS": "2"},
+        {"TAILSTACK_DRAIN": "30", "TAILSTACK_GRACE": "30"},
     ],
 )
 def test_a_setting_that_cannot_be_used(tiny_model: Path, variables: dict[str, str]) -> None:
