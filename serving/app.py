@@ -78,6 +78,6 @@ def _with_cors(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
         app,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["authorization", "content-type", "x-api-key", REQUEST_ID],
-        expose_headers=[REQUEST_ID, "retry-after"],
+        allow_headers=["authorization", "content-type", "x-api-key", REQUEST_ID, v2.HEADER_LENGTH],
+        expose_headers=[REQUEST_ID, "retry-after", v2.HEADER_LENGTH],
     )

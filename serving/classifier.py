@@ -8,7 +8,6 @@ other image is run so.
 
 import asyncio
 import functools
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +39,7 @@ class Classifier:
         self._settings = settings
         self._live = live
         self._admitted = 0
-        self._decoders = ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0)) // settings.workers), "decode")
+        self._decoders = ThreadPoolExecutor(max(2, settings.threads_per_worker), "decode")
         self._batcher = Batcher(settings.max_batch, live.current.slots)
         METRICS.queue_capacity.set(settings.max_queue)
 

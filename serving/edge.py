@@ -55,11 +55,13 @@ class _Exchange:
     def __init__(self, scope: Scope, send: Send, log_all: bool) -> None:
         self._log_all = log_all
         self._method = scope["method"]
+        # Whole answers to all: those of Starlette to a range that it doesn't like are no JSON.
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
         # HTTP wants HEAD wherever there is GET. uvicorn, which has the scope itself, leaves the body out.
-        self._scope = {**scope, "method": "GET"} if self._method == "HEAD" else scope
+        self._scope = {**scope, "headers": headers, "method": "GET" if self._method == "HEAD" else self._method}
         self._send = send
         self._start = time.perf_counter()
-        self._headers = Headers(scope=scope)
+        self._headers = Headers(raw=headers)
         given = self._headers.get(REQUEST_ID, "")
         self._id = given if _ID.fullmatch(given) else os.urandom(16).hex()
         self._status = 0

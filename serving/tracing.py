@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.settings import ServerSettings
 from tailstack.errors import UserError
@@ -10,6 +10,7 @@ from tailstack.errors import UserError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+_OWN = "tailstack.scope"
 _QUIET = "livez,readyz,healthz,metrics,health/live,health/ready"
 
 
@@ -41,4 +42,27 @@ def traced(app: ASGIApp, provider: "TracerProvider | None") -> ASGIApp:
         return app
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-    return OpenTelemetryMiddleware(app, tracer_provider=provider, excluded_urls=_QUIET)
+    middleware = OpenTelemetryMiddleware(_with_own_headers(app), tracer_provider=provider, excluded_urls=_QUIET)
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = [(name, _ascii(value)) for name, value in scope["headers"]]
+            scope = {**scope, "headers": headers, "query_string": _ascii(scope["query_string"]), _OWN: scope}
+        await middleware(scope, receive, send)
+
+    return call
+
+
+def _with_own_headers(app: ASGIApp) -> ASGIApp:
+    """Return an app that sees a request as it came."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        own = scope.get(_OWN)
+        await app(scope if own is None else own, receive, send)
+
+    return call
+
+
+def _ascii(value: bytes) -> bytes:
+    """Return a value in ASCII: the middleware fails on others, such as a byte that isn't UTF-8 before `\\x`."""
+    return value.decode("ascii", "replace").encode("ascii", "replace")

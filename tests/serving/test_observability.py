@@ -88,6 +88,12 @@ def test_errors_of_routing_are_json_too(server: str, method: str, path: str, sta
         assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("ranges", ["x", "bytes=0-1", "bytes=9999999-"])
+def test_no_range_is_taken(server: str, ranges: str) -> None:
+    for path in ("/", "/static/app.js"):
+        assert web.get(f"{server}{path}", headers={"range": ranges}).content == web.get(f"{server}{path}").content
+
+
 def test_no_error_tells_where_the_server_lives(server: str) -> None:
     bodies = [b"", b"hello", encoded("TIFF")[:-300], encoded("JPEG")[:200], encoded("WEBP")[:50], b"BM" + bytes(100)]
     for body in bodies:
@@ -166,8 +172,11 @@ def test_traces_go_where_they_are_wanted(tiny_model: Path, tmp_path: Path, colle
     endpoint, got = collector
     parent = "0af7651916cd43dd8448eb211c80319c"
     with running(tiny_model, tmp_path, TAILSTACK_OTLP_ENDPOINT=endpoint) as server:
-        headers = {"traceparent": f"00-{parent}-b7ad6b7169203331-01"}
-        assert web.post(f"{server.address}/classify", content=encoded(), headers=headers).status_code == 200
+        headers: dict[str, str | bytes] = {"traceparent": f"00-{parent}-b7ad6b7169203331-01"}
+        for odd in (b"curl", b"\xff\\x"):
+            headers["user-agent"] = headers["x-request-id"] = odd
+            # OpenTelemetry's layer fails on the second.
+            assert web.post(f"{server.address}/classify", content=encoded(), headers=headers).status_code == 200
     # What was not sent yet is sent at the end.
     spans = [
         span
