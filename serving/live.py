@@ -60,21 +60,24 @@ class LiveModel:
             logger.warning("new model refused, %s goes on: %s", self.current.version, error)
             if isinstance(error, UserError):
                 raise
+            # Memory, or a disk, that may be back at the next look.
+            self._seen = ()
             raise UserError(f"the file can't be served: {type(error).__name__}") from error
-        if new.version == self.current.version:
+        if new.answers_as(self.current):
             METRICS.reloads.labels("unchanged").inc()
             return False
         old, self.current = self.current, new
         _show(old, 0)
         _show(new, 1)
         METRICS.reloads.labels("loaded").inc()
-        logger.info("model %s replaces %s", new.version, old.version)
+        mix = " with another class prior" * (new.version == old.version)
+        logger.info("model %s replaces %s%s", new.version, old.version, mix)
         # Requests that began with the old model still hold it; under load that is for seconds.
         weakref.finalize(old, self._clean_up).atexit = False
         return True
 
     async def watch(self) -> None:
-        """Reload whenever the file, its sidecar or its signature changes, for ever."""
+        """Reload whenever the file, its sidecar, its signature or the class prior changes, for ever."""
         while True:
             await asyncio.sleep(self._settings.reload_interval)
             # A copy in progress changes from look to look: wait until it holds still.
@@ -129,8 +132,9 @@ class LiveModel:
         return self._stats()
 
     def _stats(self) -> Look:
-        model = self._settings.model_file
-        return tuple(_stat(path) for path in (model, sidecar(model), signature_file(model)))
+        model, prior = self._settings.model_file, self._settings.class_prior_file
+        files = (model, sidecar(model), signature_file(model), *([prior] if prior else []))
+        return tuple(_stat(path) for path in files)
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

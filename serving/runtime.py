@@ -103,6 +103,11 @@ class Model:
         model._warm_up(path, 1, alone=True)
         return replace(model, seconds=time.perf_counter() - start)
 
+    def answers_as(self, other: "Model") -> bool:
+        """Return whether it is the same file under the same class mix."""
+        own, theirs = (model.class_prior.shares.tolist() if model.class_prior else None for model in (self, other))
+        return self.version == other.version and own == theirs
+
     def classify(self, images: Pixels, *, alone: bool = True) -> Answer:
         """Run the graph on uint8 `[batch, height, width, 3]` RGB images of the artifact's `image_size`.
 
@@ -132,15 +137,26 @@ class Model:
             raise UserError(f"model {path} doesn't answer for the classes and learners that its metadata names")
 
 
-def check_model(path: Path, runtime: Runtime = "onnxruntime", public_key: Path | None = None) -> tuple[Artifact, str]:
-    """Look at a file without the work of making it fast, and return its metadata and version.
+@dataclass(frozen=True, eq=False)
+class CheckedModel:
+    """A file that can be served, as far as can be told without the work of making it fast."""
+
+    artifact: Artifact
+    version: str
+    """First 12 digits of the file's SHA-256."""
+    content: bytes
+    """What was checked: the file may be another one by now."""
+
+
+def check_model(path: Path, runtime: Runtime = "onnxruntime", public_key: Path | None = None) -> CheckedModel:
+    """Look at a file without the work of making it fast.
 
     Raises:
         UserError: the file is missing, not ours, damaged, or not what its sidecar or its signature says.
     """
     content, digest = _read(path, public_key)
     engine = open_engine(path, runtime, "cpu", content=content, tuning=Tuning(level="none"))
-    return _artifact(engine, path), _version(digest)
+    return CheckedModel(_artifact(engine, path), _version(digest), content)
 
 
 def fetch_model(place: Path) -> Path:

@@ -17,6 +17,7 @@ from serving.score_output import Output, Part
 from serving.score_rows import RowMaker, readable
 from serving.score_source import Source, open_source
 from serving.scorer import Scorer, Wanted, cores
+from tailstack.artifact import Artifact
 from tailstack.engine import Runtime
 from tailstack.errors import UserError
 from tailstack.progress import track
@@ -86,7 +87,7 @@ def score(settings: ScoreSettings) -> Summary:
             "choose a folder outside"
         )
     source = open_source(settings.source, settings.column)
-    artifact, version = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
+    artifact, version = _described(settings)
     wanted = Wanted(
         settings.model,
         version,
@@ -120,6 +121,12 @@ def score(settings: ScoreSettings) -> Summary:
         errors += len(part) - rows["error"].null_count
     images = sum(map(len, parts))
     return Summary(images, errors, len(source) - images, time.perf_counter() - start)
+
+
+def _described(settings: ScoreSettings) -> tuple[Artifact, str]:
+    """Return the model's metadata and version; its bytes aren't kept."""
+    model = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
+    return model.artifact, model.version
 
 
 def _absolute(place: str) -> PurePosixPath:

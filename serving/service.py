@@ -19,7 +19,7 @@ from serving import logs
 from serving.connections import guard_connections
 from serving.memory import give_back_memory
 from serving.prior import load_prior
-from serving.runtime import check_model, fetch_model
+from serving.runtime import CheckedModel, check_model, fetch_model
 from serving.settings import METRICS_DIRECTORY, TUNED, ServerSettings
 from serving.tuning import is_worthwhile, tuned
 from tailstack.engine import open_engine
@@ -56,18 +56,18 @@ def _worker_app() -> ASGIApp:
     return build_app(settings, when_started)
 
 
-def _check() -> None:
-    """Find mistakes before any worker starts.
+def _check(settings: ServerSettings) -> CheckedModel:
+    """Find mistakes before any worker starts, and return the model.
 
     Found by a worker, they would end that worker, with a traceback, and BentoML would start the next one.
     """
-    settings = ServerSettings.from_environment()
     settings.keys(), settings.all_admin_keys()
-    artifact, _ = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
+    model = check_model(fetch_model(settings.model), settings.runtime, settings.public_key)
     if settings.class_prior_file:
-        load_prior(settings.class_prior_file, artifact)
+        load_prior(settings.class_prior_file, model.artifact)
     if settings.device in ("cuda", "tensorrt"):
-        open_engine(settings.model_file, settings.runtime, settings.device)
+        open_engine(settings.model_file, settings.runtime, settings.device, content=model.content)
+    return model
 
 
 def _or_exit(work: Callable[[], T]) -> T:
@@ -92,20 +92,20 @@ class Tailstack:
         os.environ.pop("BENTOML_CONTAINERIZED", None)
         for name, value in _MALLOC.items():
             os.environ.setdefault(name, value)
-        _or_exit(_check)
-        logs.configure()
         settings = _or_exit(ServerSettings.from_environment)
-        _or_exit(lambda: _share_tuning(settings))
+        model = _or_exit(lambda: _check(settings))
+        logs.configure()
+        _or_exit(lambda: _share_tuning(settings, model.content))
         if settings.workers > 1:
             _share_metrics()
 
 
-def _share_tuning(settings: ServerSettings) -> None:
+def _share_tuning(settings: ServerSettings, content: bytes) -> None:
     """Measure once what all workers take: side by side they would measure each other."""
     os.environ.pop(TUNED, None)
     threads = settings.threads_per_worker
     if settings.tune == "on" and is_worthwhile(settings.runtime, settings.device, threads):
-        os.environ[TUNED] = tuned(settings.model_file, threads).model_dump_json()
+        os.environ[TUNED] = tuned(settings.model_file, content, threads).model_dump_json()
         give_back_memory()
 
 

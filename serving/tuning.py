@@ -59,17 +59,17 @@ Times = Mapping[Setup, Mapping[str, list[float]]]
 """Seconds, by setup and situation."""
 
 
-def tuned(model: Path, threads: int) -> Setup:
+def tuned(model: Path, content: bytes, threads: int) -> Setup:
     """Return the setup that wins for a file on the CPU, from the cache where it has been measured before.
 
     Args:
         model: the file.
+        content: of the file, which was checked.
         threads: threads of one inference at most.
 
     Raises:
         UserError: the file can't be loaded.
     """
-    content = model.read_bytes()
     path = cache_path(content, threads)
     kept = _kept(path, threads)
     if kept is not None:

@@ -18,7 +18,7 @@ from tailstack.errors import UserError
 from tailstack.images import decode
 from tailstack.session import open_session
 from tests.conftest import CLASSES, PRIOR, ROOT
-from tests.serving.conftest import free_port, running, serve_command, serve_environment, web
+from tests.serving.conftest import ADMIN_KEY, free_port, running, serve_command, serve_environment, wait_for, web
 
 SHARES = dict(zip(CLASSES, [50, 1, 1, 0, 8, 40], strict=True))
 
@@ -130,6 +130,32 @@ def test_the_operators_mix_is_checked_before_the_start(tiny_model: Path, artifac
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"error: class prior {file}: there is no weight for 'cross'" in done.stdout + done.stderr
+
+
+def test_a_changed_mix_is_taken_up(tiny_model: Path, store: Datastore, tmp_path: Path) -> None:
+    file, data = tmp_path / "prior.json", store.test.read(3)
+    file.write_text(json.dumps(SHARES))
+    variables = {"TAILSTACK_CLASS_PRIOR_FILE": str(file), "TAILSTACK_ADMIN_KEYS": ADMIN_KEY}
+    with running(tiny_model, tmp_path, **variables, TAILSTACK_RELOAD_INTERVAL="0.2") as server:
+
+        def answer() -> list[float]:
+            return by_label(web.post(f"{server.address}/classify", params={"top_k": 6}, content=data).json())
+
+        def reloads() -> bool:
+            answered = web.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY})
+            return bool(answered.json()["changed"])
+
+        [plain] = open_session(tiny_model).run([PROBABILITIES], {INPUT: decode(data)[None]})
+        assert not np.allclose(answer(), plain[0], atol=1e-3)
+        file.write_text(json.dumps(dict(zip(CLASSES, PRIOR, strict=True))))
+        wait_for(lambda: np.allclose(answer(), plain[0], atol=1e-5))
+        assert not reloads()
+    # Where nobody looks, an administrator says so.
+    with running(tiny_model, tmp_path, **variables, TAILSTACK_RELOAD_INTERVAL="0") as server:
+        assert not reloads()
+        file.write_text(json.dumps(SHARES))
+        assert reloads()
+        assert not np.allclose(answer(), plain[0], atol=1e-3)
 
 
 def test_the_operators_mix_is_for_requests_without_one(tiny_model: Path, store: Datastore, tmp_path: Path) -> None:

@@ -100,20 +100,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_choice_is_measured_once(tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = tuned(tiny_model, 2)
+    chosen = tuned(tiny_model, tiny_model.read_bytes(), 2)
     assert chosen == Setup(threads=2, spinning=False)
     (file,) = cache.iterdir()
     assert Setup.model_validate_json(file.read_text()) == chosen
     monkeypatch.setattr(tuning, "measure", None)
-    assert tuned(tiny_model, 2) == chosen
+    assert tuned(tiny_model, tiny_model.read_bytes(), 2) == chosen
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"threads": 0}', b'{"threads": 64}'])
 def test_a_damaged_cache_is_measured_anew(tiny_model: Path, cache: Path, content: bytes) -> None:
-    chosen = tuned(tiny_model, 2)
+    chosen = tuned(tiny_model, tiny_model.read_bytes(), 2)
     (file,) = cache.iterdir()
     file.write_bytes(content)
-    assert tuned(tiny_model, 2) == chosen
+    assert tuned(tiny_model, tiny_model.read_bytes(), 2) == chosen
     assert Setup.model_validate_json(file.read_text()) == chosen
 
 
@@ -121,13 +121,13 @@ def test_each_model_and_number_of_threads_has_its_own(tiny_model: Path, tmp_path
     other = tmp_path / "other.onnx"
     other.write_bytes(tiny_model.read_bytes() + b"\n")
     for model, threads in [(tiny_model, 2), (tiny_model, 3), (other, 2)]:
-        tuned(model, threads)
+        tuned(model, model.read_bytes(), threads)
     assert len(list(cache.iterdir())) == 3
 
 
 def test_without_a_place_to_keep_it_the_choice_still_counts(tiny_model: Path, cache: Path) -> None:
     cache.parent.write_text("a file where the folder would be")
-    assert tuned(tiny_model, 2) == Setup(threads=2, spinning=False)
+    assert tuned(tiny_model, tiny_model.read_bytes(), 2) == Setup(threads=2, spinning=False)
 
 
 @pytest.mark.parametrize("setup", candidates(2))
