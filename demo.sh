@@ -41,7 +41,7 @@ Three commands make a model of photos of your own, in a folder with one folder a
     python -m training prepare PHOTOS --output data/photos
     python -m training fit --datastore data/photos --augment light --output runs/photos
     python -m export runs/photos
-    bentoml serve
+    BENTOML_DO_NOT_TRACK=True bentoml serve --host 127.0.0.1
 
 (after `source .venv/bin/activate`)
 END
