@@ -30,7 +30,10 @@ def guard_connections(settings: ServerSettings) -> None:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with a time limit wherever the client is to act, and errors as JSON."""
+    """uvicorn's protocol, with a time limit wherever the client is to act, and errors as JSON.
+
+    Sending a request and reading an answer have a timer each: a client that does one of them may never do the other.
+    """
 
     receive_timeout: float
     max_connections: int
@@ -38,7 +41,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.timeout_keep_alive = KEEP_ALIVE_S
-        self._timer: asyncio.TimerHandle | None = None
+        self._receive_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._unsent = 0
         self._unparsed = 0
         self._in_body = False
 
@@ -46,13 +51,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuse a connection above the limit; else wait for its first request."""
         # asyncio declares any transport; a connection's is always this one.
         super().connection_made(cast(asyncio.Transport, transport))
-        self._wait()
+        self._start_receive_timer()
         if len(self.connections) > self.max_connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: come back later")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
-        self._stop_waiting()
+        """Forget the timers."""
+        self._stop_receive_timer()
+        self._stop_send_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,12 +67,13 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unparsed > MAX_HEADER_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the headers are too large")
+        self._keep_alive()
 
     def on_message_begin(self) -> None:
         """Wait for the headers of a request."""
         super().on_message_begin()
         self._unparsed = 0
-        self._wait()
+        self._start_receive_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, but no trailer: nobody reads them."""
@@ -77,7 +84,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Leave the body to the app, which has its own limit of time."""
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
-        self._stop_waiting()
+        self._stop_receive_timer()
         self._unparsed = 0
         super().on_headers_complete()
         # Only now: an address that can't be parsed leaves no request behind that this could be the body of.
@@ -92,44 +99,63 @@ class GuardedProtocol(HttpToolsProtocol):
         """Note that the request is whole."""
         self._unparsed = 0
         self._in_body = False
-        self._stop_waiting()
+        self._stop_receive_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the client to read, and for the rest of a body whose answer didn't need it."""
         super().on_response_complete()
-        if self._in_body or self.transport.get_write_buffer_size():
-            self._wait()
+        self._start_send_timer()
+        if self._in_body:
+            self._start_receive_timer()
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
         super().pause_writing()
-        self._wait()
-
-    def resume_writing(self) -> None:
-        """Go on."""
-        self._stop_waiting()
-        super().resume_writing()
+        self._start_send_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST, "malformed_http", msg)
 
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(self.receive_timeout, self._give_up)
+    def _keep_alive(self) -> None:
+        """Wait for the next request where what came is none, though uvicorn has stopped its timer for it."""
+        timed = self._receive_timer is not None or self.timeout_keep_alive_task is not None
+        if self._all_answered() and not timed:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
-    def _stop_waiting(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _start_receive_timer(self) -> None:
+        self._stop_receive_timer()
+        self._receive_timer = self.loop.call_later(self.receive_timeout, self._refuse_slow_request)
 
-    def _give_up(self) -> None:
-        # Closing waits until all is sent: for ever, where the client doesn't read.
-        if self.transport.is_closing() or self.transport.get_write_buffer_size():
-            self.transport.abort()
+    def _stop_receive_timer(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
+
+    def _refuse_slow_request(self) -> None:
+        self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
+
+    def _start_send_timer(self) -> None:
+        """Wait for the client to read, if there is anything for it."""
+        self._stop_send_timer()
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._unsent:
+            self._send_timer = self.loop.call_later(self.receive_timeout, self._check_sending)
+
+    def _stop_send_timer(self) -> None:
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def _check_sending(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._start_send_timer()
         else:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
+            # Closing waits until all is sent: for ever, where the client doesn't read.
+            self.transport.abort()
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
         """Close, with an answer unless the app has begun one."""
@@ -142,10 +168,13 @@ class GuardedProtocol(HttpToolsProtocol):
                 head += f"retry-after: {RETRY_AFTER_S}\r\n"
             head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode("ascii") + body)
-        self._wait()
+        self._start_send_timer()
         self.transport.close()
 
     def _may_answer(self) -> bool:
         if self._in_body:
             return not self.cycle.response_started and not self.pipeline
+        return self._all_answered()
+
+    def _all_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

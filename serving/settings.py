@@ -76,7 +76,8 @@ class ServerSettings(BaseModel):
     timeout: float = Field(default=30.0, gt=0)
     """Seconds from a complete request to its answer; above it, 504."""
     receive_timeout: float = Field(default=30.0, gt=0)
-    """Seconds in which a client sends its request: the headers, and then the body."""
+    """Seconds in which a client sends its request: the headers, and then the body. In as many it has to read some of an
+    answer that waits for it."""
     drain: float = Field(default=1.0, ge=0)
     """Seconds between SIGTERM, when /readyz begins to fail, and the refusal of new requests."""
     grace: float = Field(default=25.0, gt=0)
