@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from tailstack import images
 from tailstack.images import (
     FORMATS,
+    MAX_EXIF,
     MAX_PIXELS,
     BrokenImageError,
     ImageError,
@@ -101,6 +105,45 @@ def test_damaged_exif_is_no_reason_to_refuse_the_pixels() -> None:
     assert decode(data).shape == (HEIGHT, WIDTH, 3)
 
 
+def _exif(*tags: tuple[int, int, int, int], content: bytes = b"") -> bytes:
+    """EXIF of tags, which have a number, a type, a count and a value each; the content is at offset 8."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"Exif\0\0II*\0" + struct.pack("<I", 8 + len(content))
+    return head + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_orientation_turns_the_pixels_as_pillow_does(kind: str, orientation: int) -> None:
+    data = encode(gradient(), kind, exif=_exif((274, 3, 1, orientation)))
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(decode(data), np.asarray(turned))
+
+
+def test_a_tag_of_the_wrong_type_leaves_the_orientation_as_it_is() -> None:
+    data = encode(gradient(), "JPEG", exif=_exif((259, 4, 1, 70_000), (274, 3, 1, 6)))
+    np.testing.assert_array_equal(decode(data), np.rot90(decode(encode(gradient(), "JPEG")), -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_of_endless_numbers_is_not_parsed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    count = MAX_EXIF // 8
+    exif = _exif((274, 5, count, 8), content=struct.pack("<II", 6, 1) * count)
+    data = encode(gradient(), kind, exif=exif)
+    monkeypatch.setattr(ImageFileDirectory_v2, "load", lambda *_: pytest.fail("parsed"))
+    assert decode(data).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_the_exif_directory_of_a_tiff_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = ImageFileDirectory_v2()
+    tags[274] = 6
+    tags[34665] = {33434: 0.5}
+    data = encode(gradient(), "TIFF", tiffinfo=tags)
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(34665)
+    monkeypatch.setattr(Image.Exif, "_get_ifd_dict", lambda *_: pytest.fail("parsed"))
+    np.testing.assert_array_equal(decode(data), np.rot90(gradient(), -1))
+
+
 def test_grey_becomes_three_equal_channels() -> None:
     grey = gradient()[..., 0]
     np.testing.assert_array_equal(decode(encode(grey)), np.stack([grey] * 3, axis=-1))
@@ -110,6 +153,24 @@ def test_grey_becomes_three_equal_channels() -> None:
 def test_sixteen_bit_grey_keeps_its_upper_eight_bits(kind: str) -> None:
     samples = np.array([[0, 255, 256, 0x1234, 0xFFFF]], dtype=np.uint16)
     assert decode(encode(samples, kind))[0].tolist() == [[v] * 3 for v in (0, 0, 1, 0x12, 255)]
+
+
+@pytest.mark.parametrize("kind", [">u2", "<u2", "<i4"])
+def test_a_tiff_of_samples_in_either_byte_order(kind: str) -> None:
+    samples = np.array([[0, 255, 256, 0x1234, 0xFFFF]], dtype=kind)
+    assert decode(_grey_tiff(samples))[0].tolist() == [[v] * 3 for v in (0, 0, 1, 0x12, 255)]
+
+
+def _grey_tiff(samples: npt.NDArray[Any]) -> bytes:
+    order = ">" if samples.dtype.byteorder == ">" else "<"
+    height, width = samples.shape
+    data = samples.tobytes()
+    signed = 2 if samples.dtype.kind == "i" else 1
+    tags = {256: width, 257: height, 258: 8 * samples.itemsize, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(data), 339: signed}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
 
 
 def test_black_and_white() -> None:
@@ -123,6 +184,33 @@ def test_transparency_is_laid_over_white() -> None:
     assert decode(encode(rgba))[0].tolist() == [[255, 0, 0], [255, 255, 255], [204, 204, 204]]
     grey = Image.fromarray(np.array([[[10, 255], [10, 0]]], dtype=np.uint8), "LA")
     assert decode(encode(grey))[0].tolist() == [[10] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize(("mode", "options"), [("RGBA", {}), ("LA", {}), ("P", {"transparency": 7}), ("I;16", {})])
+def test_what_is_converted_part_by_part_has_no_seams(
+    monkeypatch: pytest.MonkeyPatch, mode: str, options: dict[str, Any]
+) -> None:
+    bands = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 2 if mode in {"LA", "I;16"} else 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(bands.view(np.uint16)[..., 0])
+    else:
+        picture = Image.fromarray(bands, "LA" if mode == "LA" else "RGBA")
+    data = encode(picture.convert("RGB").quantize(50) if mode == "P" else picture, **options)
+    whole = decode(data)
+    monkeypatch.setattr(images, "_PART", 7)
+    np.testing.assert_array_equal(decode(data), whole)
+
+
+def test_no_more_than_a_part_is_converted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    areas: list[int] = []
+    composite = Image.alpha_composite
+    monkeypatch.setattr(images, "_PART", 16)
+    monkeypatch.setattr(
+        Image, "alpha_composite", lambda one, other: (areas.append(one.width * one.height), composite(one, other))[1]
+    )
+    decode(encode(Image.new("RGBA", (WIDTH, HEIGHT), (1, 2, 3, 4))))
+    assert sum(areas) == HEIGHT * WIDTH
+    assert max(areas) == 16 * 16
 
 
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
