@@ -123,6 +123,8 @@ def _summary(answered: LoadReport, watch: Watch) -> dict[str, Any]:
         "failures_else": len(answered.failures) - len(by_kill),
         "latency_ms": {"p50": taken["p50"] if taken else None, "p99": taken["p99"] if taken else None},
         "reloads": len(watch.reloads),
+        # None where no worker lived to be killed.
+        "killed_at_s": watch.kill,
         "workers_at_the_end": len(last),
         # None where no worker lived from the beginning to the end.
         "memory_mib": {

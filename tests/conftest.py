@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -40,6 +41,24 @@ PRIOR = [0.3, 0.2, 0.2, 0.1, 0.1, 0.1]
 SIZE = 32
 LEARNERS = [("tf_efficientnet_lite0", 32), ("test_efficientnet", 48)]
 SMALL_LEARNERS = [("test_efficientnet", 48), ("test_resnet", 40)]
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def crashes_are_told() -> Iterator[None]:
+    """Keep Lightning from silencing a crash of this process.
+
+    At each fit, Lightning looks up every signal's handler and sets it again at the end. Python knows nothing of those
+    that pytest's faulthandler has set in C for the signals of a crash, and so takes and sets the default, which prints
+    no traceback.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        # Tests are collected by now: whichever of them trains here has imported Lightning, which takes seconds.
+        if "pytorch_lightning" in sys.modules:
+            from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
+
+            patch.setattr(_SignalConnector, "_valid_signals", staticmethod(lambda: signal.valid_signals() - CRASHES))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -93,19 +112,21 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyP
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
-        # Another module may have had a store: moto keeps what was in it, and fsspec the client of its address.
-        httpx.post(f"http://{host}:{port}/moto-api/reset").raise_for_status()
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield patch
-    server.stop()
+    try:
+        host, port = server.get_host_and_port()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.setenv(name, "test")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
+            # Another module may have had a store: moto keeps what was in it, and fsspec the client of its address.
+            httpx.post(f"http://{host}:{port}/moto-api/reset", timeout=120).raise_for_status()
+            fsspec.get_filesystem_class("s3").clear_instance_cache()
+            fsspec.filesystem("s3").mkdir("bucket")
+            yield patch
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -32,14 +32,13 @@ def closed(rate: float, failures: int = 0) -> Closed:
 
 
 @pytest.fixture
-def servers(monkeypatch: pytest.MonkeyPatch) -> list[Server]:
-    """Three servers that are this process; that they end is in `ended`."""
+def servers(idle: Running, monkeypatch: pytest.MonkeyPatch) -> list[Server]:
+    """Three servers that are one process, at which nothing answers."""
     monkeypatch.setattr(Running, "is_restless", lambda _: False)
 
     def contestant(name: str) -> Contestant:
-        return Contestant(name, "1", lambda: contextlib.nullcontext(running), "/classify", [form(b"photo")])
+        return Contestant(name, "1", lambda: contextlib.nullcontext(idle), "/classify", [form(b"photo")])
 
-    running = Running(1, psutil.Process())
     with start([contestant(name) for name in NAMES], Absent()) as started:
         return started
 

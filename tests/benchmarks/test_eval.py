@@ -5,10 +5,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -183,16 +183,47 @@ def test_a_busy_machine_is_said_so(report: dict[str, Any], cores: float, warned:
     assert ("don't trust its latencies" in markdown({**report, "machine": machine})) == warned
 
 
-def test_the_load_of_others_is_seen_and_that_of_children_is_not() -> None:
-    others, start = OtherLoad(), time.perf_counter()
-    work = "import time; end = time.process_time() + 1\nwhile time.process_time() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        child.stdout.read()  # until its end; only once it is waited for does its time count as this process's
-        ended = others.cores() * (time.perf_counter() - start)
-    waited_for = others.cores() * (time.perf_counter() - start)
-    assert ended >= 0.9
-    assert ended - waited_for >= 0.9
+class MachineTimes(NamedTuple):
+    """What psutil says of the machine, in seconds."""
+
+    user: float = 1000.0
+    system: float = 100.0
+    idle: float = 5000.0
+    iowait: float = 50.0
+    guest: float = 200.0
+
+
+class OwnTimes(NamedTuple):
+    """What psutil says of this process and of the children that it has waited for, in seconds."""
+
+    user: float = 10.0
+    system: float = 2.0
+    children_user: float = 5.0
+    children_system: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("machine", "own", "cores"),
+    [
+        (MachineTimes(idle=5008.0, iowait=58.0), OwnTimes(), 0.0),
+        (MachineTimes(user=1003.0, system=101.0), OwnTimes(), 1.0),
+        (MachineTimes(user=1003.0, system=101.0), OwnTimes(user=12.0, system=3.0), 0.25),
+        (MachineTimes(user=1003.0, system=101.0), OwnTimes(children_user=8.0, children_system=2.0), 0.0),
+        (MachineTimes(user=1002.0, guest=202.0), OwnTimes(), 0.5),
+        # The two aren't read at the same moment.
+        (MachineTimes(user=1001.0), OwnTimes(user=12.0), 0.0),
+    ],
+    ids=["idle", "others", "own", "children", "guests", "later"],
+)
+def test_the_load_of_others_is_seen_and_that_of_children_is_not(
+    machine: MachineTimes, own: OwnTimes, cores: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines, owns, moments = iter([MachineTimes(), machine]), iter([OwnTimes(), own]), iter([20.0, 24.0])
+    process = SimpleNamespace(cpu_times=lambda: next(owns))
+    psutil = SimpleNamespace(cpu_times=lambda: next(machines), Process=lambda: process)
+    monkeypatch.setattr("benchmarks.machine.psutil", psutil)
+    monkeypatch.setattr("benchmarks.machine.time", SimpleNamespace(perf_counter=lambda: next(moments)))
+    assert OtherLoad().cores() == pytest.approx(cores)
 
 
 def test_a_file_alone_needs_no_run(tiny_model: Path, tiny_datastore: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from benchmarks import growth_http
@@ -89,7 +88,7 @@ def test_http_is_measured_with_one_worker_and_with_two(measured: tuple[list[Row]
 
 
 def test_a_turn_in_which_the_server_fails_is_not_the_end(
-    monkeypatch: pytest.MonkeyPatch, measured: tuple[list[Row], dict[str, Any]], tmp_path: Path
+    idle: Running, monkeypatch: pytest.MonkeyPatch, measured: tuple[list[Row], dict[str, Any]], tmp_path: Path
 ) -> None:
     running: list[dict[str, str]] = []
 
@@ -98,7 +97,7 @@ def test_a_turn_in_which_the_server_fails_is_not_the_end(
         running.append(variables)
         if len(running) == 3:
             raise UserError("the server did not get ready")
-        yield Running(1, psutil.Process())
+        yield idle
 
     def turn(_running: Running, _server: Contestant, concurrency: int, _seconds: float) -> Turn:
         if concurrency == 256 or (concurrency == 4 and len(running) == 1):

@@ -41,8 +41,6 @@ def test_a_load_sends_so_many_requests(served: Served, picture: str) -> None:
     report = run_load(Load(served.port, picture, requests=50, concurrency=4))
     assert (len(report.answers), report.failures) == (50, [])
     assert 0 < report.cpu_seconds < report.seconds
-    assert report.rate == pytest.approx(50 / report.seconds)
-    assert report.rate < report.rate_without_load(cores=2)
     assert 0 < report.median_ms() <= report.milliseconds().max()
 
 
@@ -140,11 +138,11 @@ def test_a_soak_in_which_all_goes_wrong_is_reported(tmp_path: Path) -> None:
     model.write_bytes(b"")
     watch = serving_soak._watch(gone, model, 0.3)
     watch.shift(0.1)
-    assert watch.kill is None
     answered = LoadReport(seconds=0.3, failures=[(0.0, "ConnectionRefusedError"), (0.2, "ConnectionRefusedError")])
     serving_soak._draw(answered, watch, tmp_path / "soak.png")
     soak = serving_soak._summary(answered, watch) | {"models_loaded": serving_soak._reloads_loaded(gone)}
     assert (soak["failures_by_kill"], soak["failures_else"], soak["workers_at_the_end"]) == (0, 2, 0)
+    assert soak["killed_at_s"] is None
     pictures = {"image_bytes": 1, "images": 1, "model": {"file": "model.onnx"}, "minutes": 1, "rate": 8, "capacity": 10}
     machine = {**describe_machine("CPUExecutionProvider", 1), "cores_of_others": 0.0}
     page = soak_markdown({**soak, **pictures, "machine": machine})
@@ -160,6 +158,7 @@ def test_the_soak_replaces_models_and_loses_a_worker(tiny_model: Path, tmp_path:
     soak = json.loads((report / "soak.json").read_text())
     assert soak["reloads"] == 10
     assert soak["models_loaded"] >= 1
+    assert soak["killed_at_s"] is not None
     assert soak["requests"] == pytest.approx(soak["rate"] * 60 * soak["minutes"], abs=1)
     assert sum(soak["failures"].values()) == soak["failures_by_kill"] + soak["failures_else"]
     assert Image.open(report / "soak.png").format == "PNG"

@@ -26,7 +26,7 @@ def speedrun(datastore: Path, folder: Path, recipe: dict[str, object]) -> "subpr
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     line = [sys.executable, "benchmarks/speedrun.py", "--datastore", str(datastore), "--seeds", "2", "--note", "tiny"]
     line += ["--recipe", str(folder / "recipe.yaml"), "--leaderboard", str(folder / "board.json")]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def test_a_recipe_is_trained_once_a_seed_and_enters_the_leaderboard(tiny_datastore: Path, tmp_path: Path) -> None:

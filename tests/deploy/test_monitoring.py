@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serving.conftest import ADMIN_KEY, encoded, running, web
+from tests.serving.conftest import ADMIN_KEY, encoded, running, wait_for, web
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 SCRAPED = {"job", "instance", "namespace", "pod"}
@@ -38,9 +38,13 @@ def shown(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         web.post(f"{server.address}/model/reload", headers={"x-api-key": ADMIN_KEY}).raise_for_status()
         statuses: set[int] = set()
         with ThreadPoolExecutor(8) as threads:
-            while statuses != {200, 503}:
+
+            def has_answered_and_refused() -> bool:
                 asking = [threads.submit(web.post, f"{server.address}/classify", content=encoded()) for _ in range(8)]
-                statuses |= {answer.result().status_code for answer in asking}
+                statuses.update(answer.result().status_code for answer in asking)
+                return statuses >= {200, 503}
+
+            wait_for(has_answered_and_refused)
         text = web.get(f"{server.address}/metrics").text
     families = text_string_to_metric_families(text)
     found: dict[str, set[str]] = {}

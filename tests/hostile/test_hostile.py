@@ -21,7 +21,8 @@ ON_THE_WIRE = 600
 THREADS = 4
 LIMIT_S = 30
 SILENCE_S = 0.5
-GROWTH = 1.05
+GROWTH, GROWTH_BYTES = 1.05, 20_000_000
+"""Whichever is more: how many threads work at a time, and so what each keeps, is up to the scheduler."""
 STATUSES = {200, 400, 403, 404, 405, 413, 415, 422, 503, 504}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 OF_THE_CONNECTION = {408, 431}
@@ -120,4 +121,4 @@ def test_ten_thousand_bad_requests(target: Running) -> None:
     assert web.post(f"{target.address}/classify", content=encoded()).json()["predictions"] == good
     wait_for(lambda: "tailstack_queue_images 0.0" in web.get(f"{target.address}/metrics").text)
     assert not [line for line in target.log.read_text().splitlines() if json.loads(line)["level"] == "error"]
-    assert after <= GROWTH * before, f"{before} bytes before, {after} after"
+    assert after <= max(GROWTH * before, before + GROWTH_BYTES), f"{before} bytes before, {after} after"

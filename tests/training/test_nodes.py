@@ -1,8 +1,6 @@
 """Learners on a Ray cluster of two nodes, which are processes of this machine, and what the loss of one costs."""
 
 import csv
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -111,13 +109,16 @@ def test_a_node_that_is_killed_costs_time_only(
             lost.extend(in_the_middle(nodes, tmp_path)[:1])
         for node in lost:
             for process in (node, *node.children(recursive=True)):
-                os.kill(process.pid, signal.SIGKILL)
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run_compare(tiny_datastore, tmp_path, cluster=cluster.address)
-    done.set()
-    killer.join()
+    try:
+        run_compare(tiny_datastore, tmp_path, cluster=cluster.address)
+    finally:
+        done.set()
+        killer.join()
     assert len(lost) == 1
     assert table(tmp_path) == table(alone)
     assert weights(tmp_path) == weights(alone)
