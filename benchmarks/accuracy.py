@@ -13,12 +13,20 @@ from tailstack.artifact import Artifact
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.images import Pixels, Size, peek_size
-from tailstack.metrics import Accuracy, ClassFigures, Labels, SetFigures, confusion, evaluate, reliability, set_figures
+from tailstack.metrics import (
+    CONFUSED,
+    Accuracy,
+    ClassFigures,
+    Labels,
+    SetFigures,
+    confusion,
+    evaluate,
+    reliability,
+    set_figures,
+)
 from tailstack.progress import track
 
 BATCH = 32
-CONFUSED = 1000
-"""Classes of which a report keeps the confusion matrix, at most."""
 Card = Artifact | ModelDescription
 """What a model says about itself: in its file, or over HTTP."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.http_load import Load, LoadReport, in_folder, run_load
+from benchmarks.http_load import Load, LoadReport, in_folder, run_answered_load
 from benchmarks.latency import cycling, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.picture import choose_pictures
@@ -67,14 +67,15 @@ def check_server(model: Path, datastore: Path | None, seconds: float) -> dict[st
         seconds: length of each load that comes at random; the others take a third of it.
 
     Raises:
-        UserError: the file can't be served, or it is a cascade and there is no datastore.
+        UserError: the file can't be served or answers nothing under a load, or it is a cascade and there is no
+            datastore.
     """
     check_model(model)
     cores, bare = len(os.sched_getaffinity(0)), OnnxModel.load(model, threads=1)
     pictures = choose_pictures(datastore, bare.artifact)
     infer = partial(_inference_ms, bare, pictures)
     with in_folder(pictures) as images, serve(model, cores) as served:
-        run_load(Load(served.port, images, requests=_WARM_UP, concurrency=max(INSIDE)))
+        run_answered_load(Load(served.port, images, requests=_WARM_UP, concurrency=max(INSIDE)))
         others, start, busy = OtherLoad(), time.perf_counter(), served.cpu_seconds()
         rounds = [_measure(served, infer, images, seconds, number) for number in track(range(ROUNDS), "Rounds", ROUNDS)]
         loads = [report for done in rounds for report in (*done.closed.values(), *done.open.values())]
@@ -93,12 +94,12 @@ def _measure(served: Served, infer: Callable[[float], float], images: str, secon
     closed, server_ms = {}, {}
     for inside in INSIDE:
         busy = served.cpu_seconds()
-        closed[inside] = run_load(Load(served.port, images, seconds=seconds / 3, concurrency=inside))
+        closed[inside] = run_answered_load(Load(served.port, images, seconds=seconds / 3, concurrency=inside))
         server_ms[inside] = 1e3 * (served.cpu_seconds() - busy) / len(closed[inside].answers)
     done = _Round(closed, server_ms, infer(seconds / 3), {})
     for use in USES:
         rate = use * done.replica.rate
-        done.open[use] = run_load(Load(served.port, images, seconds=seconds, rate=rate, seed=number))
+        done.open[use] = run_answered_load(Load(served.port, images, seconds=seconds, rate=rate, seed=number))
     return done
 
 

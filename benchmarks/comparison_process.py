@@ -10,10 +10,10 @@ import tailstack
 from benchmarks.comparison_rows import IN_PROCESS, Row, relative
 from benchmarks.latency import Timing, cycling, time_in_turns
 from benchmarks.predictors import OnnxModel, Predict, openvino_predictor, torch_predictor
-from export.cascade import Blend
 from export.graph import build_learner_graph
 from export.validation import Voters
 from tailstack.artifact import Artifact
+from tailstack.blend import Blend
 from tailstack.errors import UserError
 from tailstack.images import Pixels
 from tailstack.network import load_learner
@@ -110,7 +110,7 @@ def _sessions(artifact: Artifact, run: Path | None, threads: int) -> Predict:
     count = len(record.classes)
     learners = [load_learner(run, learner, count) for learner in record.learners]
     voters = Voters([build_learner_graph(learner, record.image_size) for learner in learners], threads)
-    return lambda images: blend.plain(voters.vote(images))
+    return lambda images: blend.apply(voters.vote(images))
 
 
 def _row(name: str, batch: int, timing: Timing, ours: Timing) -> Row:

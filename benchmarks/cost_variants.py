@@ -24,7 +24,6 @@ from benchmarks.latency import Timing, time_in_turns
 from benchmarks.machine import OtherLoad, describe_machine
 from benchmarks.predictors import OnnxModel, Predict, Probabilities, engine_predictor, torch_predictor
 from benchmarks.report import show
-from export.cascade import Blend
 from export.cheaper import Wanted
 from export.export import export
 from export.fusion import fuse
@@ -33,6 +32,7 @@ from export.run_forms import RunForms
 from export.validation import count_batches, pixel_batches, spread
 from tailstack import datastore as datastores
 from tailstack.artifact import LEARNER_PROBABILITIES, PROBABILITIES
+from tailstack.blend import Blend
 from tailstack.datastore import Split
 from tailstack.engine import Runtime, open_engine
 from tailstack.errors import UserError
@@ -41,6 +41,7 @@ from tailstack.images import Pixels
 from tailstack.metrics import evaluate
 from tailstack.network import load_learner
 from tailstack.progress import track
+from tailstack.remote import fetch
 from tailstack.run import ENSEMBLE_FILE, RunRecord, student_folder
 
 BATCHES = (1, 8)
@@ -152,6 +153,10 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
 
     RUN-student and RUN-taught are taken where they are there: `python -m export RUN --student ARCHITECTURE` makes them,
     the latter with --cascade.
+
+    Raises:
+        UserError: a run isn't finished or its data set is gone, a form without loss of accuracy can't be made, or a
+            store can't be read.
     """
     files = {}
     for learner in record.learners:
@@ -161,10 +166,10 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
         onnx.save(alone, files[learner.name])
     forms = {name: (run, wanted) for name, wanted in ensemble_forms(max_accuracy_drop).items()}
     student, taught = (student_folder(run, keep_others=keep) for keep in (False, True))
-    if (student / ENSEMBLE_FILE).exists():
+    if _is_finished(student):
         forms["student"] = (student, Wanted())
         forms["int8 student"] = (student, forms["int8"][1])
-    if (taught / ENSEMBLE_FILE).exists():
+    if _is_finished(taught):
         cascades = [name for name in forms if name.startswith("int8 cascade")]
         forms |= {f"{name}, student first": (taught, forms[name][1]) for name in cascades}
     made = {source: RunForms.load(source) for source in dict.fromkeys(source for source, _ in forms.values())}
@@ -179,6 +184,10 @@ def build_variants(run: Path, record: RunRecord, folder: Path, max_accuracy_drop
             continue
         files[name] = path
     return files
+
+
+def _is_finished(run: Path) -> bool:
+    return (fetch(run, missing_ok=True) / ENSEMBLE_FILE).exists()
 
 
 def measure_worth(

@@ -8,9 +8,9 @@ import torch
 from onnx import ModelProto
 
 from benchmarks.growth_rows import CLASSES, LEARNERS, PIXELS
-from export.cascade import Blend
 from export.fusion import fuse
 from export.graph import build_learner_graph
+from tailstack.blend import Blend
 from tailstack.network import Learner
 from tailstack.progress import track
 

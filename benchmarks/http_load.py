@@ -23,6 +23,8 @@ from typing import Any, cast
 import numpy as np
 import uvloop
 
+from tailstack.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 OK = 200
 _BOUNDARY = "tailstack-load"
@@ -94,7 +96,7 @@ class LoadReport:
         return np.array([taken for _, taken in self.answers]) * 1e3
 
     def median_ms(self) -> float:
-        """Return the median of `milliseconds`."""
+        """Return the median of `milliseconds`, of which there has to be one."""
         return statistics.median(taken for _, taken in self.answers) * 1e3
 
     def failed(self) -> dict[str, int]:
@@ -123,16 +125,36 @@ def start_load(load: Load) -> "subprocess.Popen[str]":
 
 
 def finish_load(process: "subprocess.Popen[str]") -> LoadReport:
-    """Wait for the report of a process that `start_load` started."""
+    """Wait for the report of a process that `start_load` started.
+
+    Raises:
+        UserError: the process failed; why, it has written to the standard error.
+    """
     output, _ = process.communicate()
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
+        raise UserError(f"the process that sends the load failed, with exit code {process.returncode}: see above")
     return LoadReport(**json.loads(output))
 
 
 def run_load(load: Load) -> LoadReport:
-    """Send a load from a process of its own, and wait for it."""
+    """Send a load from a process of its own, and wait for it. There may be no answer in the report.
+
+    Raises:
+        UserError: the process failed.
+    """
     return finish_load(start_load(load))
+
+
+def run_answered_load(load: Load) -> LoadReport:
+    """Send a load as `run_load` does, for figures that there are only of answers.
+
+    Raises:
+        UserError: the process failed, or no request was answered.
+    """
+    report = run_load(load)
+    if not report.answers:
+        raise UserError(f"the server answered none of {len(report.failures)} requests: {report.failed()}")
+    return report
 
 
 class _Connection(asyncio.Protocol):

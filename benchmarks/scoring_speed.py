@@ -59,7 +59,7 @@ class Pass:
     """Cores that this process kept busy while it scored."""
 
 
-def run_benchmark(settings: ScoringSettings) -> dict[str, Any]:
+def measure_scoring(settings: ScoringSettings) -> dict[str, Any]:
     """Measure, and return the report.
 
     Raises:
@@ -159,7 +159,7 @@ def main() -> None:
     settings = ScoringSettings(**values)
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output)
-    report = run_benchmark(settings)
+    report = measure_scoring(settings)
     text = markdown(report)
     write_json(output / "scoring.json", report)
     write_text(output / "scoring.md", text)

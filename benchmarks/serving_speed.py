@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from benchmarks.http_load import Load, LoadReport, in_folder, run_load
+from benchmarks.http_load import Load, LoadReport, in_folder, run_answered_load, run_load
 from benchmarks.in_process import InProcess
 from benchmarks.machine import OtherLoad, cores_of_others, describe_machine
 from benchmarks.picture import choose_pictures
@@ -78,7 +78,7 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
         output: folder for a soak's figure; None draws none.
 
     Raises:
-        UserError: the model can't be served, the picture can't be read, or a setting makes no sense.
+        UserError: the model can't be served or answers nothing, the picture can't be read, or a setting makes no sense.
     """
     if min(settings.rounds, settings.starts, settings.concurrency) < 1:
         raise UserError("--rounds, --starts and --concurrency have to be 1 or more")
@@ -117,14 +117,14 @@ def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, A
 def _measure(
     served: Served, reference: InProcess, images: str, settings: ServingSettings, cores: int
 ) -> dict[str, Any]:
-    sent = run_load(Load(served.port, images, requests=WARM_UP, concurrency=settings.concurrency))
+    sent = run_answered_load(Load(served.port, images, requests=WARM_UP, concurrency=settings.concurrency))
     others, start, cpu = OtherLoad(), time.perf_counter(), served.cpu_seconds()
     turns: dict[int, list[Turn]] = {settings.concurrency: [], 1: []}
     for _ in track(range(settings.rounds), "Rounds", settings.rounds):
         for concurrency, done in turns.items():
             bare = reference.run(settings.seconds, concurrency)
             load = Load(served.port, images, seconds=settings.seconds, concurrency=concurrency)
-            done.append(Turn(bare, run_load(load)))
+            done.append(Turn(bare, run_answered_load(load)))
     loads = [turn.http for done in turns.values() for turn in done]
     cpu = served.cpu_seconds() - cpu
     known = (cpu + sum(load.cpu_seconds for load in loads)) / (time.perf_counter() - start)

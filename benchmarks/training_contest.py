@@ -41,8 +41,9 @@ from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.files import make_folder, write_json, write_text
 from tailstack.run import RunRecord, learner_folder
+from training.budget import FORWARD
 from training.duration import seconds_of
-from training.learner import METRICS
+from training.learner import read_log
 from training.longtail import stratified_split
 from training.pace import within_budget
 from training.settings import FitSettings
@@ -50,8 +51,6 @@ from training.settings import FitSettings
 ROOT = Path(__file__).parent.parent
 STEPS = 24
 """Batches of the longer of the two short runs that tell how fast the script is; the other has a third."""
-_FORWARD = 1 / 3
-"""Time of a batch that validates, as a share of one that is learnt from."""
 
 
 @dataclass
@@ -162,7 +161,7 @@ def _script_row(
         few = {"train": train.subset(order[: count * job.batch_size]), "val": val.subset(np.arange(1))}
         place = folder / f"{count}"
         taken.append(run_script(job, flags, lay_out(few, job.classes, place / "photos"), 1, place / "run")[1])
-    per_epoch = (len(train) + _FORWARD * len(val)) / job.batch_size
+    per_epoch = (len(train) + FORWARD * len(val)) / job.batch_size
     epochs = epochs_within(limit, taken[0], taken[1], steps, per_epoch)
     print(f"{name}: {epochs} epoch(s) …", flush=True)
     photos = lay_out({"train": train, "val": val}, job.classes, folder / "photos")
@@ -184,15 +183,11 @@ def _our_row(
     if done.returncode:
         raise UserError(f"fit failed: {(done.stderr or done.stdout).strip()[-1500:]}")
     record = RunRecord.load(run)
-    seen = sum(_epochs(run, learner.name) * learner.train_images for learner in record.learners)
+    epochs = (len(read_log(learner_folder(run, learner.name))) for learner in record.learners)
+    seen = sum(count * learner.train_images for count, learner in zip(epochs, record.learners, strict=True))
     names = [learner.architecture for learner in record.learners]
     resolution = record.learners[0].resolution
     return _row(name, tailstack.__version__, names, resolution, seen, seconds, record.results, flags)
-
-
-def _epochs(run: Path, learner: str) -> int:
-    """Return how many epochs a learner was trained: a line each, below the header."""
-    return len((learner_folder(run, learner) / METRICS).read_text(encoding="utf-8").splitlines()) - 1
 
 
 def _row(

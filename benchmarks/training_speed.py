@@ -9,7 +9,6 @@ median of the rounds' own ratios counts. Memory is what the process and its work
 together at the most, shared pages counted once.
 """
 
-import csv
 import statistics
 import tempfile
 import threading
@@ -29,7 +28,7 @@ from tailstack.files import write_json
 from tailstack.network import Learner
 from training.dataset import TrainingData, common_image_size, load_pixels
 from training.depthwise import speed_up_depthwise
-from training.learner import METRICS, Audience, LearnerTraining, train_learner
+from training.learner import Audience, LearnerTraining, read_log, train_learner
 from training.losses import LongTailLoss
 from training.memory import keep_freed_memory
 from training.settings import FitSettings
@@ -92,8 +91,7 @@ def fit_speed(learner: Learner, plan: LearnerPlan, data: TrainingData, settings:
     """Return images per second of the second epoch of `fit`; the first one starts the workers."""
     with tempfile.TemporaryDirectory() as folder:
         train_learner(learner, plan, data, LongTailLoss(), settings, Path(folder), Audience(Console(quiet=True)))
-        with (Path(folder) / METRICS).open(encoding="utf-8", newline="") as file:
-            return float(list(csv.DictReader(file))[-1]["images_per_second"])
+        return read_log(Path(folder))[-1]["images_per_second"]
 
 
 def measure(settings: FitSettings, rounds: int) -> dict[str, float]:

@@ -32,7 +32,7 @@ def _verify(words: list[str]) -> None:
         help="folder of its data set; the default is the one that it names",
     )
     arguments = parser.parse_args(words)
-    from export.audit import verify
+    from export.verify import verify
 
     verify(arguments.file, arguments.datastore)
 

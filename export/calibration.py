@@ -15,14 +15,15 @@ from onnx import ModelProto, helper, numpy_helper
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from export.cascade import Votes, tempered
+from export.cascade import Votes
 from tailstack.artifact import LEARNERS_USED, PROBABILITIES
+from tailstack.blend import tempered
 from tailstack.metrics import Labels, Probabilities, class_balanced, expected_calibration_error
+from tailstack.prior import TINY
 
 _FOLDS = 5
 _LOG_RANGE = (-1.5, 1.5)
 """Of the logarithm of a temperature."""
-_TINY = np.finfo(np.float32).tiny
 _RAW = "calibration/raw"
 """The answers before."""
 _USED = "calibration/used"
@@ -61,7 +62,7 @@ class Calibration:
         for node in model.graph.node:
             node.output[:] = [inner.get(name, name) for name in node.output]
         temperatures = _constant(model, "temperatures", np.array(self.temperatures, np.float32)[:, None])
-        above_zero = _add(model, "Max", _RAW, _constant(model, "tiny", _TINY))
+        above_zero = _add(model, "Max", _RAW, _constant(model, "tiny", TINY))
         if by_stage:
             _add(model, "Identity", _USED, output=LEARNERS_USED)
             stage = _add(model, "Sub", _USED, _constant(model, "one", np.int64(1)))
@@ -97,7 +98,7 @@ def fit_calibration(
         stages: numbers of learners that are told apart: all learners of a cascade, or 1.
         mix: share of each class, `[classes]`; None counts all the same.
     """
-    logarithms = np.log(np.maximum(answers.astype(np.float64), _TINY))
+    logarithms = np.log(np.maximum(answers.astype(np.float64), TINY))
     importance = class_balanced(labels, mix)
     own = _stages(votes, stages)
     parts = [_Part(logarithms[own == k], labels[own == k], importance[own == k]) for k in range(stages)]

@@ -6,31 +6,15 @@ reference that the graph's answers are checked against.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
+
+from tailstack.blend import Blend
 
 Votes = npt.NDArray[np.float32]
 """The learners' probabilities, float32 `[images, learners, classes]`."""
 Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Blend:
-    """How the run turns votes into one answer, as `tailstack.network.Ensemble` does."""
-
-    weights: tuple[float, ...]
-    temperature: float
-
-    def plain(self, votes: Votes) -> npt.NDArray[np.float32]:
-        """Return the answers of all learners together, `[images, classes]`."""
-        return self.tempered(np.einsum("ilc,l->ic", votes, np.array(self.weights, np.float32)))
-
-    def tempered(self, mean: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Sharpen or flatten `[images, classes]`, and make each row a distribution again."""
-        return mean if self.temperature == 1 else tempered(mean, np.array([self.temperature]))
 
 
 @dataclass(frozen=True)
@@ -84,11 +68,3 @@ def shares_seen(weights: Sequence[float], order: Sequence[int]) -> npt.NDArray[n
     """Return the share of all weight that the first, the first two, … learners of `order` have: `[learners]`."""
     ordered = np.array(weights)[list(order)]
     return np.asarray(np.cumsum(ordered) / ordered.sum())
-
-
-def tempered(
-    probabilities: npt.NDArray[np.float32], temperatures: npt.NDArray[np.floating[Any]]
-) -> npt.NDArray[np.float32]:
-    """Divide the logarithms of `[images, classes]` by `[images]` or `[1]`, and make each row a distribution again."""
-    logarithm = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-    return np.asarray(softmax(logarithm / temperatures.astype(np.float32)[:, None], axis=1), np.float32)

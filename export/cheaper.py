@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from export import MAX_ACCURACY_DROP
-from export.cascade import Blend, Cascade, Votes, partial_means, shares_seen
+from export.cascade import Cascade, Votes, partial_means, shares_seen
 from export.forms import COST_BATCHES, Form, FormMaker
 from export.fusion import fuse
 from export.gate import Judge, predictor, relative_cost
@@ -20,6 +20,7 @@ from export.run_forms import RunForms
 from export.search import Choice, choose
 from export.validation import Voters
 from tailstack.artifact import LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES, CascadeCard, Precision
+from tailstack.blend import Blend
 from tailstack.errors import UserError
 from tailstack.metrics import Probabilities
 from tailstack.run import RunRecord
@@ -101,7 +102,7 @@ class CheaperGraph:
     def reference(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what the file has to answer: the learners' votes by other means, and the rest in numpy."""
         votes = self._votes(images)
-        outputs = self.cascade.run(votes, self.blend) if self.cascade else (self.blend.plain(votes), votes)
+        outputs = self.cascade.run(votes, self.blend) if self.cascade else (self.blend.apply(votes), votes)
         return tuple(torch.from_numpy(output) for output in outputs)
 
     def _votes(self, images: torch.Tensor) -> Votes:
@@ -201,7 +202,7 @@ def _add_fewer_pixels(options: list[list[Form]], made: RunForms, judge: Judge) -
     if smaller is None:
         return
     forms = [smaller if place == first else form for place, form in enumerate(made.exact)]
-    if not judge.objections(made.blend.plain(np.stack([form.votes for form in forms], axis=1)), stops_judged=True):
+    if not judge.objections(made.blend.apply(np.stack([form.votes for form in forms], axis=1)), stops_judged=True):
         options[first].append(smaller)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from export.cascade import tempered
+from tailstack.blend import tempered
 from tailstack.metrics import Labels, Probabilities
+from tailstack.prior import TINY
 
 Floats = npt.NDArray[np.float64]
 _SHARPEST = -1.5
 """Logarithm of the lowest temperature."""
-_TINY = np.finfo(np.float32).tiny
 
 
 def sharpened(plain: Probabilities, votes: Probabilities, labels: Labels) -> Floats:
@@ -55,7 +55,7 @@ def _disputes(plain: Probabilities, votes: Probabilities, labels: Labels) -> tup
     image, learner = np.nonzero((own != theirs) & ((own == truth) | (theirs == truth)))
     chosen = own[image, 0]
     mine, other = (
-        np.log(np.maximum(plain[image, classes].astype(np.float64), _TINY))
+        np.log(np.maximum(plain[image, classes].astype(np.float64), TINY))
         for classes in (chosen, theirs[image, learner])
     )
     return mine - other, chosen == labels[image]

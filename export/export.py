@@ -14,9 +14,9 @@ from export.card import beside, write_card
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
 from export.measured import measure
+from export.parity import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from export.prior import accept_prior
 from export.run_forms import RunForms
-from export.verify import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from tailstack.artifact import FORMAT, Artifact, LearnerCard
 from tailstack.errors import UserError
 from tailstack.files import make_folder, sha256, whole_file, write_text

@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from export.cascade import Blend, Cascade
+from export.cascade import Cascade
 from export.graph import LOGITS, OPSET
 from tailstack.artifact import INPUT, LEARNER_PROBABILITIES, LEARNERS_USED, PROBABILITIES
+from tailstack.blend import Blend
 from tailstack.images import Size
+from tailstack.prior import TINY
 
 _IR_VERSION = 10
-_TINY = np.finfo(np.float32).tiny
 
 
 def fuse(
@@ -199,6 +200,6 @@ def _temper(graph: _Graph, mean: str, temperature: float) -> None:
     if temperature == 1:
         graph.add("Identity", mean, output=PROBABILITIES)
         return
-    logarithm = graph.add("Log", graph.add("Max", mean, graph.scalar(float(_TINY))))
+    logarithm = graph.add("Log", graph.add("Max", mean, graph.scalar(float(TINY))))
     divided = graph.add("Div", logarithm, graph.scalar(temperature))
     graph.add("Softmax", divided, output=PROBABILITIES, axis=1)

@@ -10,11 +10,12 @@ from typing import cast
 
 import numpy as np
 
-from export.cascade import Blend, Votes
+from export.cascade import Votes
 from export.forms import Form, FormMaker
 from export.gate import Judge
 from export.validation import calibration_batches, run_splits
 from tailstack import datastore as datastores
+from tailstack.blend import Blend
 from tailstack.datastore import Datastore, Split
 from tailstack.errors import UserError
 from tailstack.images import Pixels
@@ -80,7 +81,7 @@ class RunForms:
     def judge(self, max_accuracy_drop: float) -> Judge:
         """Return what tells whether a graph loses more than so many points, on the images that validate."""
         return Judge(
-            self.blend.plain(self.votes),
+            self.blend.apply(self.votes),
             self.votes,
             self._splits[1].labels,
             self.record.classes,

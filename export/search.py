@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.cascade import Blend, Cascade, partial_means
+from export.cascade import Cascade, partial_means
 from export.forms import Form
 from export.gate import Judge
 from export.thresholds import choose_cascade
+from tailstack.blend import Blend
 from tailstack.errors import UserError
 
 
@@ -67,7 +68,7 @@ class _Search:
         votes = np.stack([form.votes for form in forms], axis=1)
         costs = [form.cost for form in forms]
         if not self.cascade:
-            return None if self.judge.objections(self.blend.plain(votes)) else Choice(forms, None, sum(costs))
+            return None if self.judge.objections(self.blend.apply(votes)) else Choice(forms, None, sum(costs))
         cascade = choose_cascade(votes, self.blend, costs, self.judge)
         if cascade is None:
             return None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from export.cascade import Blend, Cascade, Counts, Votes, partial_means, shares_seen
+from export.cascade import Cascade, Counts, Votes, partial_means, shares_seen
 from export.gate import Judge
 from export.risk import StopRisk
+from tailstack.blend import Blend
 
 NEVER_SURE = 1.01
 """A threshold that no probability reaches: every image goes on to the next learner."""

@@ -40,7 +40,11 @@ class Split:
         return self.root / self.images[index]
 
     def read(self, index: int) -> bytes:
-        """Return the encoded bytes of image `index`."""
+        """Return the encoded bytes of image `index`.
+
+        Raises:
+            OSError: it can't be read any more.
+        """
         return self.path(index).read_bytes()
 
     def decode(self, index: int, size: Size | None = None) -> Pixels:
@@ -74,7 +78,11 @@ class Datastore:
     val: Split | None = None
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each split's file, by split name."""
+        """Return the SHA-256 of each split's file, by split name.
+
+        Raises:
+            OSError: one can't be read any more.
+        """
         return {name: sha256(self.path / f"{name}.json") for name, _ in self.splits()}
 
     def splits(self) -> list[tuple[str, Split]]:
@@ -88,7 +96,7 @@ def load(path: Path) -> Datastore:
 
     Raises:
         UserError: naming every entry that is wrong: a missing file, a label out of range, a class with fewer than two
-            training images, an image that is listed twice or in two splits.
+            training images (or without one, where there is a val.json), an image that is listed twice or in two splits.
     """
     place, path = spelled(path), fetch(path, missing_ok=True)
     if not path.is_dir():
@@ -107,7 +115,11 @@ def load(path: Path) -> Datastore:
 
 
 def save_split(path: Path, root: Path, classes: Sequence[str], images: Iterable[str], labels: Labels) -> None:
-    """Write one split's JSON file to `path`, with `root` written relative to it."""
+    """Write one split's JSON file to `path`, with `root` written relative to it.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
     annotations = [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
     content = {"root": _relative(root, path.parent), "classes": list(classes), "annotations": annotations}
     write_json(path, content, indent=None)

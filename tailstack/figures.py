@@ -53,7 +53,11 @@ Row = Sequence[str | float | None]
 
 @contextmanager
 def drawing(path: Path, height: float, panels: int = 1, *, share_y: bool = True) -> Iterator[list[Axes]]:
-    """Yield the panels (side by side) of a figure, and write it to `path` as PNG."""
+    """Yield the panels (side by side) of a figure, and write it to `path` as PNG.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
     # A user's own matplotlibrc would change the look.
     style: dict[Any, Any] = {**mpl.rcParamsDefault, "backend": "agg", **_STYLE}
     with mpl.rc_context(style):
@@ -76,7 +80,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a table: floats with four digits, None and NaN as an empty field."""
+    """Write a table: floats with four digits, None and NaN as an empty field.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -34,13 +34,21 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
+    """Write `text` to `path`, whole or not at all.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as JSON to `path`, whole or not at all."""
+    """Write `value` as JSON to `path`, whole or not at all.
+
+    Raises:
+        UserError: `path` can't be written.
+    """
     try:
         write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
     # Of a file's name that isn't UTF-8, Python makes lone surrogates, which nothing but JSON's escapes can hold.
@@ -63,7 +71,11 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, as hexadecimal digits."""
+    """Return the SHA-256 of a file's content, as hexadecimal digits.
+
+    Raises:
+        OSError: it can't be read.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

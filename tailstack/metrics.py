@@ -10,6 +10,8 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from tailstack.prior import TINY
+
 Probabilities = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
@@ -18,6 +20,8 @@ MANY_OVER = 100
 FEW_UNDER = 20
 MANY, MEDIUM, FEW = 0, 1, 2
 CALIBRATION_BINS = 15
+CONFUSED = 1000
+"""Classes of which a run or a report keeps the confusion matrix, at most."""
 _CHUNK = 1024
 """Images whose classes are sorted at a time: all of them at once took four times the memory of the probabilities."""
 
@@ -207,7 +211,7 @@ def class_balanced(labels: Labels, mix: Sequence[float] | None = None) -> Weight
 def negative_log_likelihood(probabilities: Probabilities, labels: Labels) -> float:
     """Return the mean of -log(probability of the true class), in nats."""
     true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(true, np.finfo(np.float32).tiny)).mean())
+    return float(-np.log(np.maximum(true, TINY)).mean())
 
 
 def _binned(

@@ -120,7 +120,11 @@ def module_name(network: nn.Module, wanted: nn.Module) -> str:
 
 
 def build_backbone(architecture: str, num_classes: int, resolution: int, *, pretrained: bool = False) -> nn.Module:
-    """Build timm's network; `pretrained` takes its weights, all but the classifier's, from timm's hub."""
+    """Build timm's network; `pretrained` takes its weights, all but the classifier's, from timm's hub.
+
+    Raises:
+        UserError: timm has no such architecture. What the hub's client raises besides is of several libraries.
+    """
     # Transformers are built for one resolution; convolutional networks take any.
     fixed = architecture_config(architecture).get("fixed_input_size")
     size: dict[str, Any] = {"img_size": resolution} if fixed else {}

@@ -123,17 +123,29 @@ class RunRecord(BaseModel):
             raise UserError(f"{run / ENSEMBLE_FILE} is not of this version's form: {error}") from error
 
     def save(self, run: Path) -> None:
-        """Write `ensemble.json` into folder `run`, whole or not at all."""
+        """Write `ensemble.json` into folder `run`, whole or not at all.
+
+        Raises:
+            UserError: it can't be written.
+        """
         write_json(run / ENSEMBLE_FILE, self.model_dump(mode="json"))
 
 
 def learner_folder(run: Path, name: str) -> Path:
-    """Return where the learner `name` of `run` keeps its files."""
+    """Return where the learner `name` of `run` keeps its files.
+
+    Raises:
+        UserError: `run` lies in an object store, and has `..` in it.
+    """
     return local(run) / "learners" / name
 
 
 def weights_digest(run: Path, record: RunRecord) -> str:
-    """Return what tells a run's learners from those of another training: hexadecimal digits."""
+    """Return what tells a run's learners from those of another training: hexadecimal digits.
+
+    Raises:
+        OSError: the weights of one can't be read.
+    """
     files = [learner_folder(run, learner.name) / WEIGHTS_FILE for learner in record.learners]
     return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 

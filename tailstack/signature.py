@@ -28,7 +28,7 @@ def sign(path: Path, private_key: Path) -> Path:
         private_key: an elliptic curve's, as PEM, without a password.
 
     Raises:
-        UserError: the extra `signing` isn't installed, or the key can't be used.
+        UserError: the extra `signing` isn't installed, the key can't be used, or the signature can't be written.
     """
     signer = _signer(private_key)
     with whole_file(signature_file(path)) as part:
@@ -40,7 +40,7 @@ def check_private_key(private_key: Path) -> None:
     """See that a key can sign, before there is anything to sign.
 
     Raises:
-        UserError: as `sign` does.
+        UserError: the extra `signing` isn't installed, or the key can't be used.
     """
     _signer(private_key)
 

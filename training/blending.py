@@ -1,37 +1,21 @@
-"""How the learners' votes become one answer: their average, or weights and a temperature fitted on validation."""
-
-from dataclasses import dataclass
+"""The blend of a run's learners: their plain average, or weights and a temperature fitted on validation."""
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import softmax
 
+from tailstack.blend import Blend
 from tailstack.metrics import Labels, Probabilities, class_balanced
+from tailstack.prior import TINY
 
 _FOLDS = 5
 _MOST = 30_000_000
 """Probabilities that are looked at: they say all about a few numbers, and with thousands of classes more take GB."""
-_TINY = np.finfo(np.float32).tiny
 _WEIGHT_RANGE = (-3.0, 3.0)
 """Of the logarithm of a weight, before they are made to sum to 1."""
 _LOG_RANGE = (-1.5, 1.5)
 """Of the logarithm of the temperature."""
-
-
-@dataclass(frozen=True)
-class Blend:
-    """Shares of the learners, which sum to 1, and the temperature of their average."""
-
-    weights: tuple[float, ...]
-    temperature: float = 1.0
-
-    def apply(self, votes: Probabilities) -> Probabilities:
-        """Map `[images, learners, classes]` to `[images, classes]`, as `tailstack.network.Ensemble` does."""
-        mean = np.einsum("ilc,l->ic", votes, np.asarray(self.weights, dtype=votes.dtype))
-        if self.temperature == 1:
-            return np.asarray(mean)
-        return np.asarray(softmax(np.log(np.maximum(mean, _TINY)) / self.temperature, axis=1), dtype=votes.dtype)
 
 
 def plain_average(learners: int) -> Blend:
@@ -95,7 +79,7 @@ def _blend(values: npt.NDArray[np.float64]) -> Blend:
 
 def _loss(probabilities: Probabilities, labels: Labels, importance: npt.NDArray[np.float64]) -> float:
     true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-(importance * np.log(np.maximum(true, _TINY))).sum())
+    return float(-(importance * np.log(np.maximum(true, TINY))).sum())
 
 
 def _accuracy(probabilities: Probabilities, labels: Labels, importance: npt.NDArray[np.float64]) -> float:

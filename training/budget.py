@@ -25,7 +25,7 @@ _SHORTEST, _LONGEST = 0.25, 3
 """Epochs that a curve is trusted with: of the fewest and of the most that it was measured with."""
 _LEAST = 2
 """Epochs: nothing shorter was measured, and warm-up and decay share what there is."""
-_FORWARD = 1 / 3
+FORWARD = 1 / 3
 """Time of looking at an image, as a share of learning from it: backward takes twice as long as forward."""
 
 
@@ -295,10 +295,10 @@ def _seconds(
 
 def _epochs_seconds(speed: Speed, resolution: int, first: int, epochs: int, work: Workload) -> list[float]:
     """Return the seconds of each epoch of a learner, its validation included."""
-    validation = _FORWARD * work.val * speed.at(resolution)
+    validation = FORWARD * work.val * speed.at(resolution)
     steps = [resolution_at(epoch, epochs, first, resolution) for epoch in range(epochs)]
     return [work.train * speed.at(step) + validation for step in steps]
 
 
 def _final(speed: Speed, resolution: int, work: Workload) -> float:
-    return _FORWARD * (work.val + work.test) * speed.at(resolution)
+    return FORWARD * (work.val + work.test) * speed.at(resolution)

@@ -28,7 +28,9 @@ def compare(settings: CompareSettings, base: FitSettings) -> Path:
         The report's page.
 
     Raises:
-        UserError: a setting or a datastore can't be used, or a cell is there already that was made with others.
+        UserError: a setting or a datastore can't be used, a cell is there already that was made with others, or the
+            training of a learner diverged.
+        KeyboardInterrupt: the user stopped it; the same settings go on where it was.
     """
     console = Console()
     if base.processes > 1:

@@ -25,7 +25,11 @@ _SEEDS_APART = 500
 def train_in_cycles(
     task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience
 ) -> None:
-    """Train the learner, from where it stopped, and write its weights and its log into the task's folder."""
+    """Train the learner, from where it stopped, and write its weights and its log into the task's folder.
+
+    Raises:
+        UserError, KeyboardInterrupt: as of `training.task.train_task`.
+    """
     if settings.second_cycle is None:
         train_task(task, data, classes, settings, audience)
         return

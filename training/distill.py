@@ -25,6 +25,7 @@ def distill(
 
     Raises:
         UserError: there is no such run, it isn't finished, or a setting can't be used.
+        KeyboardInterrupt, SystemExit: as of `training.fit.fit`.
     """
     settings = student_settings(run, architecture, output, changes, keep_others=keep_others)
     student = fit(settings, share=None if output else settings.run.parent)

@@ -13,7 +13,7 @@ import tailstack
 from tailstack.datastore import Datastore
 from tailstack.errors import UserError
 from tailstack.images import Size
-from tailstack.metrics import Accuracy, Labels, Probabilities, confusion, evaluate, reliability
+from tailstack.metrics import CONFUSED, Accuracy, Labels, Probabilities, confusion, evaluate, reliability
 from tailstack.network import Learner, architecture_config, load_learner
 from tailstack.remote import spelled
 from tailstack.run import LearnerRecord, RunRecord, learner_folder, weights_digest
@@ -25,8 +25,6 @@ from training.task import learner_counts, learner_loss
 from training.techniques import LearnerPlan
 
 BATCH = 128
-CONFUSED = 1000
-"""Classes of which a run keeps the confusion matrix, at most."""
 HEADLINES = ("top1", "many", "medium", "few")
 
 
@@ -41,7 +39,7 @@ def evaluate_run(
     """Measure the trained learners of a run and their ensemble on both held-out splits, and describe the run.
 
     Raises:
-        UserError: the training of a learner diverged.
+        UserError: the training of a learner diverged, or an image can't be read any more.
     """
     run = settings.run
     counts = store.train.counts(len(store.classes))
@@ -98,7 +96,11 @@ def evaluate_run(
 
 
 def predict(learner: Learner, pixels: PixelSource, count: int) -> npt.NDArray[np.float32]:
-    """Return the softmax outputs of `learner` for images 0 to `count`, float32 `[count, classes]`."""
+    """Return the softmax outputs of `learner` for images 0 to `count`, float32 `[count, classes]`.
+
+    Raises:
+        UserError: an image can't be read any more.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner = learner.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]  # torch types device and memory_format apart
     # There may be no image at all: none validates where every class is small.

@@ -27,23 +27,11 @@ from training.longtail import stratified_split
 from training.memory import keep_freed_memory
 from training.pace import Pace, within_budget
 from training.pretrained import fetch_pretrained
-from training.settings import FitSettings
+from training.settings import SHARED_SETTINGS, FitSettings
 from training.sharing import adopt, copy_learner, images_digest, note_origin, origin
 from training.task import Task, class_factors, quieten
 from training.teacher import START_SHARE, Teacher
 from training.techniques import LearnerPlan, completed, find_technique, plan_learners, recipe_of
-
-SHARED_SETTINGS = (
-    "datastore",
-    "output",
-    "num_workers",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "cluster",
-    "cpus_per_learner",
-)
-"""Settings that may change when a run goes on: they don't decide what is learnt."""
 
 
 def fit(
@@ -58,7 +46,9 @@ def fit(
         given: names of settings that a budget leaves as they are.
 
     Raises:
-        UserError: a setting, the datastore or the output folder can't be used.
+        UserError: a setting, the datastore or the output folder can't be used, or the training of a learner diverged.
+        KeyboardInterrupt: the user stopped it; the same settings go on where it was.
+        SystemExit: in every process but the first of those that train learners together, once they are trained.
     """
     began = time.monotonic()
     quieten()

@@ -277,7 +277,7 @@ def train_learner(
         sync_batchnorm=settings.processes > 1 and torch.cuda.is_available(),  # torch has it for GPUs only
         precision=settings.precision,
         max_epochs=settings.epochs,
-        callbacks=_callbacks(learner, plan, settings, folder, audience),
+        callbacks=_callbacks(learner, plan, folder, audience),
         logger=TensorBoardLogger(folder, name="", version=""),
         enable_checkpointing=False,  # `Journal` writes it, after its row
         enable_progress_bar=False,
@@ -340,9 +340,7 @@ def _workers(settings: FitSettings, data: TrainingData) -> int:
     return 0 if isinstance(data.train_pixels, np.ndarray) else 1
 
 
-def _callbacks(
-    learner: Learner, plan: LearnerPlan, settings: FitSettings, folder: Path, audience: Audience
-) -> list[L.Callback]:
+def _callbacks(learner: Learner, plan: LearnerPlan, folder: Path, audience: Audience) -> list[L.Callback]:
     recipe = plan.recipe
     callbacks: list[L.Callback] = [Growth(learner, recipe.grow_from, recipe.freeze)]
     if recipe.ema:

@@ -11,8 +11,7 @@ import yaml
 
 from tailstack.errors import UserError
 from training.report_data import Series
-from training.report_sweep import NOT_SWEPT
-from training.settings import FitSettings
+from training.settings import SHARED_SETTINGS, FitSettings
 from training.techniques import completed
 
 
@@ -28,7 +27,7 @@ def _flags(config: Mapping[str, Any]) -> str:
         plain = completed(FitSettings(datastore=Path(), output=Path(), technique=technique)).to_dict()
     except UserError:
         return ""
-    keys = [key for key in plain if key in config and key not in NOT_SWEPT | {"technique", "seed"}]
+    keys = [key for key in plain if key in config and key not in SHARED_SETTINGS | {"technique", "seed"}]
     return "".join(f" --{key} {flag_value(config[key])}" for key in keys if config[key] != plain[key])
 
 

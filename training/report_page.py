@@ -10,7 +10,7 @@ from training.report_command import code, fit_command, flag_value
 from training.report_data import BASELINE, Choice, Group, Series, mistakes, ordered, unheard, validated
 from training.report_figures import Shown
 from training.report_fit import CountFit, fit_counts
-from training.report_sweep import NOT_SWEPT, swept_settings
+from training.report_sweep import swept_settings
 from training.report_tables import (
     Reference,
     full_table,
@@ -23,6 +23,7 @@ from training.report_tables import (
     test_error,
     with_std,
 )
+from training.settings import SHARED_SETTINGS
 from training.techniques import TECHNIQUES, Recipe
 
 WORST = 8
@@ -39,7 +40,7 @@ _OF_TECHNIQUES = {
     if any(getattr(technique.recipe, name) != getattr(Recipe(), name) for technique in TECHNIQUES.values())
 }
 """Settings that tell techniques apart, such as the loss: the others of a recipe are the same for all."""
-_OF_A_CELL = {"technique", "seed", *NOT_SWEPT, *_OF_TECHNIQUES}
+_OF_A_CELL = {"technique", "seed", *SHARED_SETTINGS, *_OF_TECHNIQUES}
 
 
 def opening(groups: Sequence[Group], choice: Choice | None) -> list[str]:

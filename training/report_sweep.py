@@ -12,9 +12,8 @@ from training.cells import Cell
 from training.report_figures import Shown
 from training.report_overview import scatter_named
 from training.report_tables import bold, markdown_table, number
+from training.settings import SHARED_SETTINGS
 
-NOT_SWEPT = {"output", "datastore", "num_workers", "devices", "cluster", "cpus_per_learner"}
-"""Settings that differ without being tried."""
 GRID = ("batch_size", "lr")
 
 
@@ -22,7 +21,7 @@ def sweep_section(cells: Sequence[Cell], folder: Path, name: str = "sweep") -> s
     """Write the figures of a sweep into `folder`/figures, and return its part of the page, as Markdown.
 
     Args:
-        cells: finished trials, one or more; a setting in which their configurations differ was swept.
+        cells: finished trials, one or more; what `swept_settings` returns of them was swept.
         folder: of the page.
         name: heading, and the beginning of the figures' names.
     """
@@ -59,12 +58,12 @@ def _what_was_alike(cells: Sequence[Cell]) -> str:
 
 
 def swept_settings(cells: Sequence[Cell]) -> list[str]:
-    """Return the settings in which the cells' configurations differ, in the order of the configuration."""
+    """Return the settings, but for `SHARED_SETTINGS`, in which the cells differ, in the configuration's order."""
     values: dict[str, set[str]] = {}
     for cell in cells:
         for setting, value in cell.run.config.items():
             values.setdefault(setting, set()).add(json.dumps(value, sort_keys=True))
-    return [setting for setting, found in values.items() if len(found) > 1 and setting not in NOT_SWEPT]
+    return [setting for setting, found in values.items() if len(found) > 1 and setting not in SHARED_SETTINGS]
 
 
 def _validation(cell: Cell) -> float:

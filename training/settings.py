@@ -14,6 +14,17 @@ from training.duration import seconds_of
 Loss = Literal["none", "ins", "isns", "ens", "logit_adjusted", "ldam"]
 MAX_SEED = 4_000_000
 """The learners of a run have seeds of their own, a thousand for each seed, and NumPy's end at 2 ** 32."""
+SHARED_SETTINGS = {
+    "datastore",
+    "output",
+    "num_workers",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "cluster",
+    "cpus_per_learner",
+}
+"""Of `fit`: where and on what a run is trained. They don't decide what is learnt, and may change when it goes on."""
 LITE_TRIO = ["tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 
 

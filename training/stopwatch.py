@@ -30,6 +30,9 @@ def measure(
         num_classes: of the data.
         resolutions: a small and a larger one.
         settings: batch size, precision.
+
+    Raises:
+        UserError: timm has no such architecture.
     """
     names = sorted(set(architectures))
     pairs = [(name, resolution) for name in names for resolution in resolutions]

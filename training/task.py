@@ -34,7 +34,13 @@ class Task:
 
 
 def train_task(task: Task, data: TrainingData, classes: list[str], settings: FitSettings, audience: Audience) -> None:
-    """Train the learner, from its checkpoint if there is one, and write its weights."""
+    """Train the learner, from its checkpoint if there is one, and write its weights.
+
+    Raises:
+        UserError: the pretrained weights can't be had, a weight of the user's is for a class that the datastore lacks,
+            an image can't be read any more, or the folder can't be written.
+        KeyboardInterrupt: the user stopped it; the checkpoint of the last whole epoch stays.
+    """
     quieten()
     keep_freed_memory()
     plan = task.plan

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tailstack.blend import Blend
 from tailstack.datastore import Split
 from tailstack.files import sha256, whole_file
 from tailstack.images import Size
@@ -20,7 +21,6 @@ from tailstack.network import architecture_config, load_learner
 from tailstack.progress import track
 from tailstack.remote import local
 from tailstack.run import ENSEMBLE_FILE, WEIGHTS_FILE, LearnerRecord, RunRecord, learner_folder
-from training.blending import Blend
 from training.dataset import PixelSource, load_pixels
 from training.evaluation import predict
 from training.settings import FitSettings
@@ -62,6 +62,10 @@ class Teacher:
             size: height and width, in pixels.
             cache: folder that keeps the answers, for a student that goes on later.
             share: folder of runs, one of which may have kept them already.
+
+        Raises:
+            UserError: an image can't be read, the weights of a learner are missing or don't fit, or `cache` can't be
+                written.
         """
         digest = sha256(self.run / ENSEMBLE_FILE)
         path = cache / f"answers-{digest[:16]}.npy"

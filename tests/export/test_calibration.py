@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 from scipy.special import softmax
 
 from export.calibration import Calibration, fit_calibration
-from export.cascade import tempered
 from tailstack.artifact import LEARNERS_USED, PROBABILITIES
+from tailstack.blend import tempered
 from tailstack.metrics import expected_calibration_error
 
 CLASSES, LEARNERS = 5, 3

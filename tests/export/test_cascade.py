@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from export import search
-from export.cascade import Blend, Cascade, partial_means, shares_seen
+from export.cascade import Cascade, partial_means, shares_seen
 from export.cheaper import Wanted
 from export.export import export
 from export.fusion import fuse
@@ -27,6 +27,7 @@ from serving.batcher import split
 from serving.protocol import Options, image_result
 from serving.runtime import Model
 from tailstack.artifact import Artifact
+from tailstack.blend import Blend
 from tailstack.errors import UserError
 from tailstack.run import SPLIT_FILE
 from tests.conftest import CLASSES, ROOT, SIZE, SMALL_LEARNERS
@@ -101,7 +102,7 @@ def random_votes(images: int, learners: int, seed: int = 0) -> tuple[Array, npt.
 
 
 def judge_of(votes: Array, labels: npt.NDArray[np.int64], blend: Blend, max_drop: float) -> Judge:
-    return Judge(blend.plain(votes), votes, labels, CLASSES, np.array([200, 150, 50, 30, 10, 5]), max_drop)
+    return Judge(blend.apply(votes), votes, labels, CLASSES, np.array([200, 150, 50, 30, 10, 5]), max_drop)
 
 
 @pytest.mark.parametrize("count", range(1, MANY + 1))
@@ -153,7 +154,7 @@ def test_the_plain_graph_is_the_plain_average(small_learners: tuple[list[Small],
     assert [output.name for output in session.get_outputs()] == ["probabilities", "learner_probabilities"]
     votes = votes_of(networks, pixels(9))
     found = session.run(None, {"images": pixels(9)})
-    np.testing.assert_allclose(found[0], blend.plain(votes), atol=1e-5)
+    np.testing.assert_allclose(found[0], blend.apply(votes), atol=1e-5)
     np.testing.assert_allclose(found[1], votes, atol=1e-5)
 
 
@@ -161,7 +162,7 @@ def test_when_nobody_is_sure_the_answer_is_the_plain_ensembles() -> None:
     votes, _ = random_votes(50, 3)
     blend = Blend((0.5, 0.3, 0.2), 1.3)
     answers, seen, used = Cascade((2, 0, 1), (NEVER_SURE, NEVER_SURE)).run(votes, blend)
-    np.testing.assert_allclose(answers, blend.plain(votes), atol=1e-6)
+    np.testing.assert_allclose(answers, blend.apply(votes), atol=1e-6)
     assert np.array_equal(seen, votes)
     assert (used == 3).all()
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.cascade import Blend, Cascade
+from export.cascade import Cascade
 from export.enlarge import ENLARGING, interpolation
 from export.fusion import fuse
 from export.graph import build_graph, build_learner_graph, is_weighted
 from export.half import halve
 from export.quantize import Quantizer
 from export.validation import Voters
+from tailstack.blend import Blend
 from tailstack.network import Ensemble, Learner
 from tests.conftest import CLASSES
 

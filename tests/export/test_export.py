@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export import verify
+from export import parity
 from export.export import export
 from export.graph import build_graph
 from export.prediction_sets import calibrate
@@ -192,21 +192,21 @@ def test_the_gate_refuses_another_label_and_nan(
         def __init__(self, change: float) -> None:
             super().__init__()
             self.change = change
-            self.session = verify.open_session(tiny_model)
+            self.session = parity.open_session(tiny_model)
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             outputs = answer(self.session, images.numpy())
             return torch.from_numpy(outputs[0] + np.float32(self.change)), torch.from_numpy(outputs[1])
 
-    assert verify.verify_parity(tiny_model, Shifted(0.0), test_images) == {"1": 0.0, "3": 0.0, "8": 0.0}
-    assert max(verify.verify_parity(tiny_model, Shifted(5e-5), test_images).values()) <= 1e-4
+    assert parity.verify_parity(tiny_model, Shifted(0.0), test_images) == {"1": 0.0, "3": 0.0, "8": 0.0}
+    assert max(parity.verify_parity(tiny_model, Shifted(5e-5), test_images).values()) <= 1e-4
     for change in (2e-4, float("nan")):
         with pytest.raises(UserError, match="doesn't answer as torch does"):
-            verify.verify_parity(tiny_model, Shifted(change), test_images)
+            parity.verify_parity(tiny_model, Shifted(change), test_images)
     # So small a difference that only the label can tell.
     monkeypatch.setattr(np, "array_equal", lambda *_: False)
     with pytest.raises(UserError, match="top-1 different"):
-        verify.verify_parity(tiny_model, Shifted(0.0), test_images)
+        parity.verify_parity(tiny_model, Shifted(0.0), test_images)
 
 
 @pytest.fixture(scope="module")

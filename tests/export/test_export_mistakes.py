@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 
-from export import verify
+from export import parity
 from export.export import export
 from export.graph import build_graph
 from tailstack.errors import UserError
@@ -56,7 +56,7 @@ def test_operators_outside_the_standard_are_refused(tiny_model: Path, tmp_path: 
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(UserError, match=r"outside the ONNX standard: com\.microsoft"):
-        verify.check_graph(tmp_path / "a.onnx")
+        parity.check_graph(tmp_path / "a.onnx")
 
 
 def test_an_invalid_graph_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_an_invalid_graph_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(UserError, match="fails onnx's check"):
-        verify.check_graph(tmp_path / "a.onnx")
+        parity.check_graph(tmp_path / "a.onnx")
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from export.cascade import Blend, Cascade
+from export.cascade import Cascade
 from export.cheaper import Wanted
 from export.export import evidence_line, export
 from export.fusion import fuse
@@ -21,6 +21,7 @@ from export.half import halve
 from export.validation import Voters
 from serving.runtime import Model
 from tailstack.artifact import PROBABILITIES
+from tailstack.blend import Blend
 from tailstack.engine import open_engine
 from tailstack.errors import UserError
 from tailstack.network import Learner
@@ -134,7 +135,7 @@ def test_the_fused_graph_answers_as_its_learners_do(
     for batch in (0, 1, 3, 8, 33):
         part = images[:batch]
         votes = Voters(halved).vote(part)
-        expected = cascade.run(votes, blend) if cascade else (blend.plain(votes), votes)
+        expected = cascade.run(votes, blend) if cascade else (blend.apply(votes), votes)
         for answer, wanted in zip(session.run(None, {"images": part}), expected, strict=True):
             assert answer.shape == wanted.shape
             assert answer.dtype == wanted.dtype

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from export.cascade import Blend, Cascade
+from export.cascade import Cascade
 from export.cheaper import Wanted
 from export.export import export
 from export.forms import FormMaker
@@ -22,6 +22,7 @@ from export.quantize import Quantizer
 from export.run_forms import RunForms
 from export.validation import Voters
 from serving.runtime import Model
+from tailstack.blend import Blend
 from tailstack.network import Learner
 from tests.conftest import CLASSES, SIZE, SMALL_LEARNERS
 
@@ -114,7 +115,7 @@ def test_the_fused_graph_answers_as_its_learners_do(
     for batch in (0, 1, 3, 8, 33):
         part = images[:batch]
         votes = voters.vote(part)
-        expected = cascade.run(votes, blend) if cascade else (blend.plain(votes), votes)
+        expected = cascade.run(votes, blend) if cascade else (blend.apply(votes), votes)
         for answer, wanted in zip(session.run(None, {"images": part}), expected, strict=True):
             assert answer.shape == wanted.shape
             np.testing.assert_allclose(answer, wanted, atol=1e-4)

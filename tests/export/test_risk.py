@@ -4,9 +4,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from export.cascade import Blend, partial_means
+from export.cascade import partial_means
 from export.gate import DEVIATIONS, Judge
 from export.risk import Curve, StopRisk
+from tailstack.blend import Blend
 
 IMAGES = 4000
 THIRD = 1 / 3
@@ -32,7 +33,7 @@ def two_learners(images: int, seed: int) -> tuple[npt.NDArray[np.float32], npt.N
 
 
 def judge_of(votes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], max_drop: float = 0.5) -> Judge:
-    plain = Blend((0.5, 0.5), 1.0).plain(votes)
+    plain = Blend((0.5, 0.5), 1.0).apply(votes)
     return Judge(plain, votes, labels, list("abcdefghij"), np.full(10, 200), max_drop)
 
 

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from export.cascade import Blend
 from export.forms import Form, FormMaker, operations
 from export.gate import Judge
 from export.search import Choice, choose
 from export.thresholds import choose_cascade
 from tailstack import datastore as datastores
+from tailstack.blend import Blend
 from tailstack.errors import UserError
 from tailstack.network import Learner
 from tests.conftest import CLASSES, SIZE, TRAIN_COUNTS
@@ -53,12 +53,12 @@ def options_of(learners: int, noises: tuple[float, ...], seed: int = 0) -> list[
 
 def judge_of(options: list[list[Form]], blend: Blend, max_drop: float) -> Judge:
     votes = np.stack([forms[0].votes for forms in options], axis=1)
-    return Judge(blend.plain(votes), votes, LABELS, CLASSES, np.array(TRAIN_COUNTS), max_drop)
+    return Judge(blend.apply(votes), votes, LABELS, CLASSES, np.array(TRAIN_COUNTS), max_drop)
 
 
 def answers_of(choice: Choice, blend: Blend) -> Array:
     votes = np.stack([form.votes for form in choice.forms], axis=1)
-    return choice.cascade.run(votes, blend)[0] if choice.cascade else blend.plain(votes)
+    return choice.cascade.run(votes, blend)[0] if choice.cascade else blend.apply(votes)
 
 
 @pytest.mark.parametrize("learners", [1, 2, 3])

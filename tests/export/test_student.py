@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from export.student import student_of
@@ -73,6 +74,26 @@ def test_a_cascade_begins_with_the_student(tiny_datastore: Path, tmp_path: Path)
     assert artifact.cascade is not None
     assert artifact.learners[artifact.cascade.order[0]].architecture == NETWORK
     assert student_of(teacher, NETWORK, keep_others=True) == taught
+
+
+def test_a_finished_student_in_a_store_is_found(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files, teacher = fsspec.filesystem("memory"), Path("memory://student/run")
+    made = Path(shutil.copytree(small_run, tmp_path / "run"))
+    record = read_json(made / ENSEMBLE_FILE)
+    write_json(made / ENSEMBLE_FILE, {**record, "config": {**record["config"], "architectures": [NETWORK]}})
+    files.put(str(small_run), "/student/run", recursive=True)
+    files.put(str(made), "/student/run-student", recursive=True)
+    monkeypatch.setattr("export.student.subprocess.run", None)  # nothing is trained
+    try:
+        assert student_of(teacher, NETWORK) == student_folder(teacher)
+    finally:
+        files.rm("/student", recursive=True)
+    said = capsys.readouterr().out
+    assert "memory://student/run-student: top-1" in said
+    assert "the whole ensemble of memory://student/run " in said
 
 
 def test_no_teacher_no_student(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from tailstack.blend import Blend
 from tailstack.metrics import negative_log_likelihood
-from training.blending import Blend, fit_blend, plain_average
+from training.blending import fit_blend, plain_average
 
 Array = npt.NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from training.report import report
 from training.report_command import code, fit_command
 from training.report_data import Group, choose, gather, validation_error
 from training.report_page import opening
-from training.report_sweep import sweep_section
+from training.report_sweep import sweep_section, swept_settings
 from training.report_tables import load_reference, reference_table
 
 
@@ -33,6 +33,17 @@ def test_names_of_classes_reach_the_command_through_a_shell() -> None:
     assert "café" in command
     assert '--tau "[0.5, 1.0]"' in command
     assert f"To train it on your data: `` {command} ``" in page_of([group])
+
+
+def test_where_a_run_was_trained_is_no_setting_of_it() -> None:
+    at_home = {"strategy": "auto", "num_nodes": 1, "devices": 1, "cluster": None, "num_workers": None}
+    on_many = {"strategy": "ddp", "num_nodes": 2, "devices": 4, "cluster": "auto", "num_workers": 8}
+    mixed = [cell(12, 0.1, "baseline", 0, **at_home), cell(12, 0.1, "tailstack", 0, **on_many)]
+    assert swept_settings(mixed) == ["technique"]
+    (group,) = gather(mixed)
+    assert "Not all cells were trained alike" not in page_of([group])
+    command = fit_command(group.series["tailstack"])
+    assert not [flag for name in on_many if (flag := f"--{name}") in command]
 
 
 def test_code_with_backticks_in_it() -> None:

@@ -10,7 +10,7 @@ import fsspec
 import onnx
 import pytest
 
-from export.audit import checks, verify
+from export.verify import checks, verify
 from tailstack.artifact import Artifact
 from tailstack.errors import UserError
 from tailstack.files import sha256, write_text
