@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import serving_soak
-from benchmarks.http_load import Load, LoadReport, run_load
+from benchmarks.http_load import Load, LoadReport, run_answered_load, run_load
 from benchmarks.machine import describe_machine
 from benchmarks.served import Served, serve
 from benchmarks.serving_report import soak_markdown
@@ -58,6 +58,8 @@ def test_failures_are_counted_by_kind(served: Served, tmp_path: Path) -> None:
     assert (report.answers, report.failed()) == ([], {"415": 5})
     nobody = run_load(Load(1, str(broken), requests=3))
     assert nobody.failed() == {"ConnectionRefusedError": 3}
+    with pytest.raises(UserError, match="answered none of 3 requests: .*ConnectionRefusedError"):
+        run_answered_load(Load(1, str(broken), requests=3))
 
 
 def test_a_server_tells_its_memory_and_processor_time(served: Served, picture: str) -> None:
