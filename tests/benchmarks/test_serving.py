@@ -58,7 +58,7 @@ def test_failures_are_counted_by_kind(served: Served, tmp_path: Path) -> None:
     assert (report.answers, report.failed()) == ([], {"415": 5})
     nobody = run_load(Load(1, str(broken), requests=3))
     assert nobody.failed() == {"ConnectionRefusedError": 3}
-    with pytest.raises(UserError, match="answered none of 3 requests: .*ConnectionRefusedError"):
+    with pytest.raises(UserError, match=r"answered none of 3 requests: .*ConnectionRefusedError"):
         run_answered_load(Load(1, str(broken), requests=3))
 
 
