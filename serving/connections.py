@@ -5,6 +5,8 @@ BentoML starts uvicorn with no say in its HTTP protocol but the entry `auto` of 
 
 import asyncio
 import json
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -29,6 +31,28 @@ def guard_connections(settings: ServerSettings) -> None:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"
 
 
+class _Timer:
+    """Calls `then` when the client has had its time, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, then: Callable[[], None]) -> None:
+        self._start = partial(loop.call_later, seconds, then)
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self._handle is not None
+
+    def start(self) -> None:
+        """Begin, or begin anew."""
+        self.stop()
+        self._handle = self._start()
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with a time limit wherever the client is to act, and errors as JSON.
 
@@ -41,8 +65,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.timeout_keep_alive = KEEP_ALIVE_S
-        self._receive_timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
+        self._receiving = _Timer(self.loop, self.receive_timeout, self._refuse_slow_request)
+        self._sending = _Timer(self.loop, self.receive_timeout, self._check_sending)
         self._unsent = 0
         self._unparsed = 0
         self._in_body = False
@@ -51,14 +75,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """Refuse a connection above the limit; else wait for its first request."""
         # asyncio declares any transport; a connection's is always this one.
         super().connection_made(cast(asyncio.Transport, transport))
-        self._start_receive_timer()
+        self._receiving.start()
         if len(self.connections) > self.max_connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "overloaded", "too many connections: come back later")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
-        self._stop_receive_timer()
-        self._stop_send_timer()
+        self._receiving.stop()
+        self._sending.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -73,7 +97,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Wait for the headers of a request."""
         super().on_message_begin()
         self._unparsed = 0
-        self._start_receive_timer()
+        self._receiving.start()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header, but no trailer: nobody reads them."""
@@ -84,7 +108,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Leave the body to the app, which has its own limit of time."""
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many pipelined requests")
-        self._stop_receive_timer()
+        self._receiving.stop()
         self._unparsed = 0
         super().on_headers_complete()
         # Only now: an address that can't be parsed leaves no request behind that this could be the body of.
@@ -99,20 +123,20 @@ class GuardedProtocol(HttpToolsProtocol):
         """Note that the request is whole."""
         self._unparsed = 0
         self._in_body = False
-        self._stop_receive_timer()
+        self._receiving.stop()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the client to read, and for the rest of a body whose answer didn't need it."""
         super().on_response_complete()
-        self._start_send_timer()
+        self._wait_for_reading()
         if self._in_body:
-            self._start_receive_timer()
+            self._receiving.start()
 
     def pause_writing(self) -> None:
         """Wait for the client to read."""
         super().pause_writing()
-        self._start_send_timer()
+        self._wait_for_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
@@ -120,39 +144,25 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _keep_alive(self) -> None:
         """Wait for the next request where what came is none, though uvicorn has stopped its timer for it."""
-        timed = self._receive_timer is not None or self.timeout_keep_alive_task is not None
+        timed = self._receiving.runs or self.timeout_keep_alive_task is not None
         if self._all_answered() and not timed:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def _start_receive_timer(self) -> None:
-        self._stop_receive_timer()
-        self._receive_timer = self.loop.call_later(self.receive_timeout, self._refuse_slow_request)
-
-    def _stop_receive_timer(self) -> None:
-        if self._receive_timer is not None:
-            self._receive_timer.cancel()
-            self._receive_timer = None
-
     def _refuse_slow_request(self) -> None:
         self._refuse(HTTPStatus.REQUEST_TIMEOUT, "request_too_slow", "the request did not arrive in time")
 
-    def _start_send_timer(self) -> None:
-        """Wait for the client to read, if there is anything for it."""
-        self._stop_send_timer()
+    def _wait_for_reading(self) -> None:
+        """Give the client its time to read, if there is anything for it."""
+        self._sending.stop()
         self._unsent = self.transport.get_write_buffer_size()
         if self._unsent:
-            self._send_timer = self.loop.call_later(self.receive_timeout, self._check_sending)
-
-    def _stop_send_timer(self) -> None:
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
+            self._sending.start()
 
     def _check_sending(self) -> None:
         if self.transport.get_write_buffer_size() < self._unsent:
-            self._start_send_timer()
+            self._wait_for_reading()
         else:
             # Closing waits until all is sent: for ever, where the client doesn't read.
             self.transport.abort()
@@ -168,7 +178,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 head += f"retry-after: {RETRY_AFTER_S}\r\n"
             head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(head.encode("ascii") + body)
-        self._start_send_timer()
+        self._wait_for_reading()
         self.transport.close()
 
     def _may_answer(self) -> bool:
