@@ -10,9 +10,9 @@ import numpy.typing as npt
 from benchmarks.predictors import Predict, Probabilities
 from serving.protocol import ModelDescription
 from tailstack.artifact import Artifact
-from tailstack.datastore import Datastore, Split
+from tailstack.datastore import Datastore
 from tailstack.errors import UserError
-from tailstack.images import Pixels, Size, peek_size
+from tailstack.images import peek_size
 from tailstack.metrics import (
     CONFUSED,
     Accuracy,
@@ -65,9 +65,9 @@ def check_match(card: Card, store: Datastore) -> None:
 def classify(predict: Predict, name: str, card: Card, store: Datastore) -> Answers:
     """Classify the test split with what answers for pixels."""
     count = len(store.test)
-    batches = [np.arange(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
     answered = track(
-        (predict(pixels(store.test, indices, card.image_size)) for indices in batches),
+        (predict(store.test.decode_batch(indices, card.image_size)) for indices in batches),
         f"Accuracy, {name}",
         len(batches),
     )
@@ -103,19 +103,6 @@ def judge_sets(
     """Return the figures of prediction sets, each bool `[images, classes]`, by the coverage that they state."""
     counts = np.array(class_counts)
     return {coverage: set_figures(inside, labels, counts) for coverage, inside in members.items()}
-
-
-def pixels(split: Split, indices: npt.NDArray[np.int64], size: Size) -> Pixels:
-    """Return decoded images as one batch, uint8 `[len(indices), *size, 3]`."""
-    return np.stack([split.decode(int(index), size) for index in indices])
-
-
-def spread_indices(split: Split, count: int) -> npt.NDArray[np.int64]:
-    """Return the places of `count` images spread over a split, whose classes lie one after the other.
-
-    A split with fewer gives some of them more than once.
-    """
-    return np.linspace(0, len(split) - 1, count).round().astype(np.int64)
 
 
 def _first_difference(found: list[str], expected: list[str]) -> str:

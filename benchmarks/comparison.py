@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from benchmarks import comparison_http as over_http
 from benchmarks import comparison_process as in_process
-from benchmarks.accuracy import check_match, pixels, spread_indices
+from benchmarks.accuracy import check_match
 from benchmarks.comparison_places import beside_earlier
 from benchmarks.comparison_report import Comparison
 from benchmarks.comparison_rows import HTTP, IN_PROCESS, OPEN_LOOP, read_rows
@@ -156,7 +156,7 @@ def _contestants(settings: CompareSettings, subject: _Subject, cache: Path, foun
 
 def _measure_in_process(settings: CompareSettings, subject: _Subject, found: Comparison) -> None:
     test = subject.store.test
-    photos = pixels(test, spread_indices(test, PHOTOS), subject.model.artifact.image_size)
+    photos = test.decode_batch(test.spread(PHOTOS), subject.model.artifact.image_size)
     systems = in_process.systems(subject.model, subject.cheaper, settings.run, subject.cores)
     found.notes += in_process.agreement(systems, photos)
     found.add(IN_PROCESS, in_process.measure(systems, photos, settings.rounds, settings.seconds / 2))

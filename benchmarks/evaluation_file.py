@@ -12,8 +12,6 @@ from benchmarks.accuracy import (
     check_match,
     classify,
     judge_sets,
-    pixels,
-    spread_indices,
     worst_classes,
 )
 from benchmarks.evaluation_contract import MODEL, EvalSettings, Evaluation
@@ -90,7 +88,7 @@ def measure(
     systems: Mapping[str, Predict], batch: int, artifact: Artifact, test: Split, settings: EvalSettings
 ) -> dict[str, Timing]:
     """Time batches of real images in every system, in turns."""
-    images = pixels(test, spread_indices(test, PHOTOS), artifact.image_size)
+    images = test.decode_batch(test.spread(PHOTOS), artifact.image_size)
     calls = {name: cycling(predict, images, batch) for name, predict in systems.items()}
     turns = time_in_turns(calls, images[:batch], settings.rounds, settings.seconds)
     *_, timings = track(turns, f"Latency at batch {batch}", settings.rounds)

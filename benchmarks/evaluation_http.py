@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import accuracy_figures, check_match, judge, judge_sets, spread_indices
+from benchmarks.accuracy import accuracy_figures, check_match, judge, judge_sets
 from benchmarks.evaluation_contract import EvalSettings, Evaluation
 from benchmarks.gates import ALONE
 from benchmarks.http_load import Load, LoadReport, form, in_folder, run_load
@@ -129,7 +129,7 @@ def evaluate_server(settings: EvalSettings) -> Evaluation:
     rate = requests / (time.perf_counter() - begin)
     answers = judge(np.stack([answer.probabilities for answer in answered]), card, store)
     sets = {name: np.stack([answer.sets[name] for answer in answered]) for name in map(str, card.coverages)}
-    photos = [store.test.read(int(index)) for index in spread_indices(store.test, min(PHOTOS, len(store.test)))]
+    photos = [store.test.read(int(index)) for index in store.test.spread(min(PHOTOS, len(store.test)))]
     course = Course(remote, photos, find_server(remote.host, remote.port))
     load, latencies, busy = _measure(course, settings, rate)
     report = {

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from benchmarks.accuracy import spread_indices
 from tailstack import datastore as datastores
 from tailstack.artifact import Artifact
 from tailstack.datastore import Split
@@ -44,7 +43,7 @@ def photo_pictures(test: Split) -> list[bytes]:
         UserError: naming the photo, if one can't be read.
     """
     rng = np.random.default_rng(0)
-    return [_photo_picture(test.decode(int(index)), rng) for index in spread_indices(test, PHOTOS)]
+    return [_photo_picture(test.decode(int(index)), rng) for index in test.spread(PHOTOS)]
 
 
 def choose_pictures(datastore: Path | None, card: Artifact) -> list[bytes]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy import BATCH, pixels, spread_indices
+from benchmarks.accuracy import BATCH
 from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupt, is_small
 from benchmarks.predictors import Predict
 from tailstack.datastore import Split
@@ -26,8 +26,8 @@ def measure_corruptions(predict: Predict, test: Split, size: Size, images: int) 
     Returns:
         Top-1 by corruption and severity, the means, and top-1 of the same images as they are.
     """
-    places = spread_indices(test, min(images, len(test)))
-    photos, labels = pixels(test, places, size), test.labels[places]
+    places = test.spread(min(images, len(test)))
+    photos, labels = test.decode_batch(places, size), test.labels[places]
     plan = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
     top1: dict[str, list[float]] = {name: [] for name in CORRUPTIONS}
     for name, severity in track(plan, "Corruptions", len(plan)):

@@ -22,8 +22,7 @@ Reference = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
 
 def sample_images(test: Split, size: Size) -> Pixels:
     """Decode images spread over the test split, enough for the largest batch: uint8 `[images, height, width, 3]`."""
-    spread = np.linspace(0, len(test) - 1, max(BATCHES)).astype(int)
-    return np.stack([test.decode(int(index), size) for index in spread])
+    return test.decode_batch(test.spread(max(BATCHES)), size)
 
 
 def check_graph(path: Path) -> None:

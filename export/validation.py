@@ -58,14 +58,14 @@ def held_out(run: Path, store: Datastore) -> list[int] | None:
 
 def spread(split: Split, count: int) -> Split:
     """Return at most `count` images, evenly spaced."""
-    return split.subset(np.unique(np.linspace(0, len(split) - 1, count).astype(np.int64)))
+    return split.subset(np.unique(split.spread(count)))
 
 
 def pixel_batches(split: Split, size: Size) -> Iterator[Pixels]:
     """Yield the images in order, uint8 `[images, height, width, 3]`, the last batch shorter."""
     for start in range(0, len(split), BATCH):
         stop = min(start + BATCH, len(split))
-        yield np.stack([split.decode(index, size) for index in range(start, stop)])
+        yield split.decode_batch(range(start, stop), size)
 
 
 def calibration_batches(train: Split, size: Size) -> list[Pixels]:

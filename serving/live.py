@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tailstack.signature import signature_file
 logger = logging.getLogger("tailstack")
 _PARTS_FREED_S = 1.0
 """By then a model's session is surely gone, once nothing holds the model."""
+_LONGEST_DELAY_S = 300.0
 T = TypeVar("T")
 Look = tuple[tuple[int, int, int] | None, ...]
 
@@ -36,6 +38,7 @@ class LiveModel:
         self._loading = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "load")
         self._seen = self._look()
+        self._delay, self._retry_at = 0.0, math.inf
         self.current = self._load()
         _show(self.current, 1)
 
@@ -53,6 +56,7 @@ class LiveModel:
                 await self._in_loader(give_back_memory)
 
     async def _exchange(self) -> bool:
+        delay, self._delay, self._retry_at = self._delay, 0.0, math.inf
         try:
             new = await self._in_loader(self._load)
         except Exception as error:
@@ -60,8 +64,9 @@ class LiveModel:
             logger.warning("new model refused, %s goes on: %s", self.current.version, error)
             if isinstance(error, UserError):
                 raise
-            # Memory, or a disk, that may be back at the next look.
-            self._seen = ()
+            # Memory, or a disk, that may be back soon; or never, so it is tried ever more rarely.
+            self._delay = min(max(2 * delay, self._settings.reload_interval), _LONGEST_DELAY_S)
+            self._retry_at = time.monotonic() + self._delay
             raise UserError(f"the file can't be served: {type(error).__name__}") from error
         if new.answers_as(self.current):
             METRICS.reloads.labels("unchanged").inc()
@@ -86,7 +91,8 @@ class LiveModel:
             except UserError as error:
                 logger.warning("no look at the model file, %s goes on: %s", self.current.version, error)
                 continue
-            if before == self._seen or before[0] is None:
+            known = before == self._seen and time.monotonic() < self._retry_at
+            if known or before[0] is None:
                 continue
             await asyncio.sleep(min(1.0, self._settings.reload_interval))
             # A refusal is logged already; the next change of the file is the next try.

@@ -58,6 +58,21 @@ class Split:
         except (ImageError, OSError) as error:
             raise UserError(f"image {self.path(index)} (annotation {index}) can't be read: {error}") from error
 
+    def decode_batch(self, indices: Iterable[int], size: Size) -> Pixels:
+        """Return the images at `indices`, decoded to one size: uint8 `[images, *size, 3]`.
+
+        Raises:
+            UserError: naming the image, if one can't be read.
+        """
+        return np.stack([self.decode(int(index), size) for index in indices])
+
+    def spread(self, count: int) -> npt.NDArray[np.int64]:
+        """Return the places of `count` images, evenly spaced over the split, whose classes lie one after the other.
+
+        A split with fewer gives some of them more than once.
+        """
+        return np.linspace(0, len(self) - 1, count).astype(np.int64)
+
     def counts(self, num_classes: int) -> Labels:
         """Return the number of images of each class, int64 `[num_classes]`."""
         return np.bincount(self.labels, minlength=num_classes)

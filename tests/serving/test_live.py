@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,19 @@ from serving.runtime import Model
 from serving.settings import ServerSettings
 
 
-def test_what_fails_for_want_of_memory_is_tried_again(
+def test_what_fails_for_want_of_memory_is_tried_again_ever_more_rarely(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "ensemble.onnx"
     shutil.copy(tiny_model, path)
     model = LiveModel(ServerSettings(model=path, reload_interval=0.05))
     before, load = model.current.version, Model.load
-    failed: list[Exception] = []
+    failed: list[float] = []
 
     def short(*arguments: Any) -> Model:
-        if not failed:
-            failed.append(MemoryError())
-            raise failed[0]
+        if len(failed) < 5:
+            failed.append(time.monotonic())
+            raise MemoryError
         return load(*arguments)
 
     monkeypatch.setattr(Model, "load", short)
@@ -38,5 +40,5 @@ def test_what_fails_for_want_of_memory_is_tried_again(
         watching.cancel()
 
     asyncio.run(follow())
-    assert failed
+    assert [later - earlier >= 0.05 * 2**n for n, (earlier, later) in enumerate(pairwise(failed))] == [True] * 4
     model.close()
