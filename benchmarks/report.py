@@ -1,10 +1,12 @@
 """Figures as a page of Markdown: the same text in the terminal and in the file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markdown import Markdown
+
+from tailstack import markdown
 
 COLUMNS = 120
 """Of a page, at least: in fewer, rich cuts the figures of its tables short."""
@@ -39,8 +41,6 @@ def show(page: str) -> None:
     Console(width=max(Console().width, COLUMNS)).print(Markdown(page))
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]], title: str) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> str:
     """Return a headline and a table, whose first column is text and whose others are figures."""
-    first, *figures = header
-    lines = [[first, *figures], ["---", *("---:" for _ in figures)], *rows]
-    return f"## {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {title}\n\n{markdown.table(header, rows)}"

@@ -70,7 +70,7 @@ class Turn:
     http: LoadReport
 
 
-def run_benchmark(settings: ServingSettings, output: Path | None) -> dict[str, Any]:
+def measure_serving(settings: ServingSettings, output: Path | None) -> dict[str, Any]:
     """Measure, and return the report.
 
     Args:
@@ -193,7 +193,7 @@ def main() -> None:
     settings = ServingSettings(**values)
     # A folder that can't be written is found before minutes of measuring.
     output = make_folder(settings.output) if settings.output else None
-    report = run_benchmark(settings, output)
+    report = measure_serving(settings, output)
     name, text = ("soak", soak_markdown(report)) if settings.soak else ("serving", markdown(report))
     if output:
         write_json(output / f"{name}.json", report)

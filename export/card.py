@@ -1,12 +1,13 @@
 """The model card: what a file is, what it was measured to be worth and how to check it, for people to read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from export.gate import ECE_RISE, FEW_SHOT_POINTS
 from tailstack.artifact import Artifact
 from tailstack.files import sha256, write_text
+from tailstack.markdown import table
 from tailstack.metrics import ClassFigures
 
 NAMES = {
@@ -81,7 +82,7 @@ def _summary(model: Path, digest: str, artifact: Artifact) -> str:
     height, width = artifact.image_size
     cascade = artifact.cascade
     order = " → ".join(artifact.learners[place].name for place in cascade.order) if cascade else ""
-    return _table(
+    return table(
         ("", ""),
         [
             ("file", f"`{model.name}`"),
@@ -97,6 +98,7 @@ def _summary(model: Path, digest: str, artifact: Artifact) -> str:
                 f"{order}; on below {', '.join(f'{value:g}' for value in cascade.thresholds)}" if cascade else "no",
             ),
         ],
+        "ll",
     )
 
 
@@ -122,9 +124,8 @@ def _learners(artifact: Artifact) -> str:
         )
         for card in artifact.learners
     ]
-    return _table(
-        ("learner", "architecture", "pixels", "parameters", "weight", "top-1 on test, alone, as trained"), rows
-    )
+    header = ("learner", "architecture", "pixels", "parameters", "weight", "top-1 on test, alone, as trained")
+    return table(header, rows, "ll")
 
 
 def _validated(artifact: Artifact, per_class: Sequence[ClassFigures], pictures: Sequence[str]) -> list[str]:
@@ -154,7 +155,7 @@ def _figures(figures: dict[str, float | None], images: int) -> str:
     said = (
         f"{images} images. In fp32 and without a cascade, the file answers as PyTorch does, at the temperature below."
     )
-    return f"{said}\n\n{_table(('', 'this file'), rows)}"
+    return f"{said}\n\n{table(('', 'this file'), rows)}"
 
 
 def _gate(evidence: dict[str, Any]) -> str:
@@ -175,7 +176,7 @@ def _gate(evidence: dict[str, Any]) -> str:
         f"The release gate compared the file with the plain ensemble in fp32 on {evidence['images']} images, and found "
         f"it within its limits. {evidence['learners_used']:.2f} learners see an image on average."
     )
-    return f"{intro}\n\n" + _table(("", "plain ensemble", "this file", "limit"), rows)
+    return f"{intro}\n\n" + table(("", "plain ensemble", "this file", "limit"), rows, "lrrl")
 
 
 def _temperatures(artifact: Artifact) -> str:
@@ -190,7 +191,7 @@ def _classes(per_class: Sequence[ClassFigures]) -> str:
         (item["label"], f"{item['train_images']}", f"{item['test_images']}", _number(item["accuracy"]))
         for item in sorted(per_class, key=lambda item: -item["train_images"])
     ]
-    return _table(("class", "training images", "images that validate", "accuracy on them"), rows)
+    return table(("class", "training images", "images that validate", "accuracy on them"), rows)
 
 
 def _provenance(artifact: Artifact) -> str:
@@ -205,13 +206,7 @@ def _provenance(artifact: Artifact) -> str:
         ("versions", ", ".join(f"{name} {version}" for name, version in origin["versions"].items())),
         ("largest difference from the reference", f"{max(artifact.parity.values()):.1e}"),
     ]
-    return _table(("", ""), rows)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    # A class may be named anything.
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return table(("", ""), rows, "ll")
 
 
 def _number(value: float | None) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tailstack.markdown import table
 from tailstack.metrics import FEW_UNDER, MANY_OVER
 from training.cells import Cell
 from training.report_command import code, fit_command, flag_value
@@ -14,7 +15,6 @@ from training.report_sweep import swept_settings
 from training.report_tables import (
     Reference,
     full_table,
-    markdown_table,
     number,
     ratio_table,
     reference_findings,
@@ -129,7 +129,7 @@ def _at_each_ratio(groups: Sequence[Group], technique: str) -> str:
             figures = [number(series.spread(name).mean) for name in ("many", "medium", "few", "ece")]
             rows.append([group.label, with_std(series.spread("top1")), signed(gain), *figures])
     header = ["ratio", f"test top-1 of `{technique}`", "over baseline", "many", "medium", "few", "ECE"]
-    return markdown_table(header, rows)
+    return table(header, rows)
 
 
 def suffering(group: Group, series: Series) -> list[str]:
@@ -147,7 +147,7 @@ def suffering(group: Group, series: Series) -> list[str]:
         rows.append([classes[i], str(group.counts[i]), f"{recall[i]:.1%}", ", ".join(taken) or "-"])
     text = f"**Classes that suffer most** with `{series.technique}` at ratio {group.label}:"
     header = ["class", "training images", "test accuracy", "mistaken for"]
-    return [text, markdown_table(header, rows, "lrrl")]
+    return [text, table(header, rows, "lrrl")]
 
 
 def more_images(group: Group, series: Series) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tailstack.figures import BLUE, INK, Row, drawing, percent, write_csv
+from tailstack.markdown import table
 from training.cells import Cell
 from training.report_figures import Shown
 from training.report_overview import scatter_named
-from training.report_tables import bold, markdown_table, number
+from training.report_tables import bold, number
 from training.settings import SHARED_SETTINGS
 
 GRID = ("batch_size", "lr")
@@ -84,7 +85,7 @@ def _table(ranked: Sequence[Cell], swept: Sequence[str]) -> str:
         figures = [number(_validation(cell)), number(cell.run.results["top1"]), f"{parameters / 1e6:.1f} M"]
         rows.append([*(_shown(cell, setting) for setting in swept), bold(figures[0], k == 0), *figures[1:]])
     header = [*swept, "validation top-1", "test top-1", "parameters"]
-    return markdown_table(header, rows, "l" * len(swept))
+    return table(header, rows, "l" * len(swept))
 
 
 def _parameters(ranked: Sequence[Cell], path: Path) -> Shown:

@@ -2,12 +2,13 @@
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tailstack.figures import Row, write_csv
+from tailstack.markdown import table
 from training.report_data import BASELINE, Group, Series, Spread, ordered
 
 GROUPS = ("many", "medium", "few")
@@ -23,13 +24,6 @@ REFERENCE_AMONG = {"aquarium_fish", "lawn_mower", "maple_tree"}
 
 Reference = dict[tuple[str, float], float]
 """Top-1 by technique and ratio."""
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l") -> str:
-    """Return a table of Markdown; `align` has an l or r for each of the first columns, the rest are numbers."""
-    rule = ["---" if letter == "l" else "---:" for letter in align.ljust(len(header), "r")]
-    lines = ([text.replace("|", "\\|") for text in line] for line in [header, rule, *rows])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -72,7 +66,7 @@ def ratio_table(groups: Sequence[Group]) -> str:
     compared = [name for name in techniques if name != BASELINE and average_improvement(groups, name) is not None]
     if compared:
         rows.append(["average improvement", *_average_row(groups, techniques, compared)])
-    return markdown_table(["ratio", *techniques], rows)
+    return table(["ratio", *techniques], rows)
 
 
 def average_improvement(groups: Sequence[Group], technique: str) -> float | None:
@@ -106,7 +100,7 @@ def _average_row(groups: Sequence[Group], techniques: Sequence[str], compared: S
 def full_table(groups: Sequence[Group]) -> str:
     """Return every figure of the test split, a row a data set and technique."""
     header = ["ratio", "technique", "seeds", "top-1", "average learner", *GROUPS, "ECE", "over baseline", "parameters"]
-    return markdown_table(header, (_full_row(g, series) for g in groups for series in g.series.values()), "ll")
+    return table(header, (_full_row(g, series) for g in groups for series in g.series.values()), "ll")
 
 
 def _full_row(group: Group, series: Series) -> list[str]:
@@ -157,7 +151,7 @@ def reference_table(groups: Sequence[Group], reference: Reference) -> str:
     improvements = [_improvements(groups, name, reference) for name in techniques]
     if any(improvements):
         rows.append(["average improvement", *improvements])
-    return markdown_table(["ratio", *techniques], rows)
+    return table(["ratio", *techniques], rows)
 
 
 def _beside(group: Group, technique: str, theirs: float | None) -> str:

@@ -18,7 +18,7 @@ from benchmarks.http_load import Load, LoadReport, run_answered_load, run_load
 from benchmarks.machine import describe_machine
 from benchmarks.served import Served, serve
 from benchmarks.serving_report import soak_markdown
-from benchmarks.serving_speed import ServingSettings, run_benchmark
+from benchmarks.serving_speed import ServingSettings, measure_serving
 from tailstack.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_the_load_is_taken_out_of_the_rate() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        run_benchmark(ServingSettings(**changes), None)
+        measure_serving(ServingSettings(**changes), None)
 
 
 def measure(model: Path, output: Path, *more: str) -> None:
