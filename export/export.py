@@ -1,6 +1,7 @@
 """The command: read the run, build the graph, describe it, check it, and only then let the file appear."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from export.calibration import NONE, Calibration
 from export.card import beside, write_card
 from export.cheaper import CheaperGraph, Wanted, build_cheaper
 from export.graph import build_graph
-from export.measured import measure
+from export.measured import Measured, measure
 from export.parity import TOLERANCE, Reference, check_graph, sample_images, verify_parity
 from export.prior import accept_prior
 from export.run_forms import RunForms
@@ -54,36 +55,16 @@ def export(
     if private_key:
         check_private_key(private_key)
     forms = forms or RunForms.load(run)
-    record, store, ensemble = forms.record, forms.store, forms.ensemble
     place, output = output, local(output)
     make_folder(output.parent)
     if output.is_dir():
         raise UserError(f"output {output} is a folder; it has to be a file, such as {output / 'ensemble.onnx'}")
-    images = sample_images(store.test, record.image_size)
-    print(f"Fusing {len(record.learners)} learner(s) of {spelled(run)} into one graph …", flush=True)
+    # Before what takes minutes: a photo may be gone.
+    images = sample_images(forms.store.test, forms.record.image_size)
+    print(f"Fusing {len(forms.record.learners)} learner(s) of {spelled(run)} into one graph …", flush=True)
     cheaper = build_cheaper(forms, wanted) if not wanted.plain else None
-    model = cheaper.model if cheaper else build_graph(ensemble, record.image_size)
-    record = cheaper.record if cheaper else record
     with whole_file(output) as part:
-        # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
-        onnx.save(model, part)
-        check_graph(part)
-        measured = measure(part, run, record, store, cheaper)
-        if measured:
-            measured.calibration.append_to(model)
-        if record.prior is not None:
-            accept_prior(model, record.prior)
-        onnx.save(model, part)
-        source = cheaper.reference_name if cheaper else "torch"
-        print(f"Checking the graph, and its answers against those of {source} …", flush=True)
-        parity = _parity(part, ensemble, cheaper, measured.calibration if measured else NONE, images)
-        artifact = describe(run, record, output.stem, parity)
-        artifact.prior = record.prior
-        if measured:
-            artifact = artifact.model_copy(update=measured.metadata(part, cheaper))
-        onnx.helper.set_model_props(model, artifact.to_properties())
-        onnx.save(model, part)
-        check_graph(part)
+        artifact, measured = _make(part, run, output.stem, forms, cheaper, images)
         # Those of the file that was here before: a server takes a model without them, but none with wrong ones.
         for former in (beside(output, "sha256"), signature_file(output)):
             former.unlink(missing_ok=True)
@@ -93,21 +74,65 @@ def export(
     card = write_card(output, artifact, per_class, pictures)
     for path in (output, beside(output, "sha256"), *signatures, card, *pictures):
         push(place.with_name(path.name))
+    _tell(place, output, artifact, cheaper, [card, *signatures])
+    return artifact
+
+
+def _make(
+    part: Path, run: Path, name: str, forms: RunForms, cheaper: CheaperGraph | None, images: Pixels
+) -> tuple[Artifact, Measured | None]:
+    """Write the whole model to `part`; return its metadata, and its answers where images validate.
+
+    `images` are those on which it has to answer as its origin does, uint8 `[images, height, width, 3]`.
+
+    Raises:
+        UserError: it fails a check.
+    """
+    record = cheaper.record if cheaper else forms.record
+    model = cheaper.model if cheaper else build_graph(forms.ensemble, record.image_size)
+    # ONNX Runtime tells how to read a file by its content; the suffix doesn't matter.
+    onnx.save(model, part)
+    check_graph(part)
+    measured = measure(part, run, record, forms.store, cheaper)
+    if measured:
+        measured.calibration.append_to(model)
+    if record.prior is not None:
+        accept_prior(model, record.prior)
+    onnx.save(model, part)
+    print(f"Checking the graph, and its answers against those of {_origin(cheaper)} …", flush=True)
+    parity = _parity(part, forms.ensemble, cheaper, measured.calibration if measured else NONE, images)
+    artifact = describe(run, record, name, parity)
+    artifact.prior = record.prior
+    if measured:
+        artifact = artifact.model_copy(update=measured.metadata(part, cheaper))
+    onnx.helper.set_model_props(model, artifact.to_properties())
+    onnx.save(model, part)
+    check_graph(part)
+    return artifact, measured
+
+
+def _origin(cheaper: CheaperGraph | None) -> str:
+    return cheaper.reference_name if cheaper else "torch"
+
+
+def _tell(
+    place: Path, output: Path, artifact: Artifact, cheaper: CheaperGraph | None, companions: Sequence[Path]
+) -> None:
+    """Print what was made, and what to do with it; `companions` are its card and its signatures."""
     figure = "top-1" if cheaper is None else "the plain ensemble's top-1"
     print(
-        f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(record.classes)} classes, "
-        f"{len(record.learners)} learner(s), largest difference from {source} {max(parity.values()):.1e} "
-        f"(limit {TOLERANCE:g}), {figure} {record.results['top1']:.4f} on test"
+        f"{spelled(place)}: {output.stat().st_size / 1e6:.1f} MB, {len(artifact.classes)} classes, "
+        f"{len(artifact.learners)} learner(s), largest difference from {_origin(cheaper)} "
+        f"{max(artifact.parity.values()):.1e} (limit {TOLERANCE:g}), "
+        f"{figure} {artifact.accuracy['top1']:.4f} on test"
     )
     if artifact.evidence:
         print(evidence_line(artifact.evidence))
-    print(f"Its card: {spelled(place.with_name(card.name))}")
-    for path in signatures:
-        print(f"Its signature: {spelled(place.with_name(path.name))}")
+    for title, path in zip(("card", "signature"), companions, strict=False):
+        print(f"Its {title}: {spelled(place.with_name(path.name))}")
     print(
         "Next: bentoml serve" if output == DEFAULT_OUTPUT else f"Next: TAILSTACK_MODEL={spelled(place)} bentoml serve"
     )
-    return artifact
 
 
 def evidence_line(evidence: dict[str, Any]) -> str:
